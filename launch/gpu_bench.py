@@ -6,7 +6,9 @@
 It needs jax, flax, optax, orbax-checkpoint, einops and numpy, and none of the libraries that read
 data or config files. Rows come in the order of their worth, each in a process of its own, so that
 its peak of memory is its own and one that fails leaves the others. The file is written after every
-row; rows that it has are not measured again, and none is begun when the time is up.
+row; rows that it has are not measured again, and none is begun when the time is up. A batch of
+training is the largest power of two, up to 512, that fits without recomputation by an estimate of
+the memory, or half of that where the card says no.
 
 A row of training has the model FLOPs utilization (MFU): the analytic FLOPs of a step over its
 time and the card's published peak in bfloat16. A row of generation has the shares of the FLOP and
@@ -17,6 +19,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 REQUIRED = {  # {module: wheel}
-    "jax": "jax[cuda12]",
+    "jax": "jax[cuda13]",
     "flax": "flax",
     "optax": "optax",
     "orbax": "orbax-checkpoint",
@@ -32,7 +35,8 @@ REQUIRED = {  # {module: wheel}
     "numpy": "numpy",
 }
 BATCHES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)  # of training; the largest that fits is taken
-SMALL_DEPTH, SMALL_BATCH = 2, 2
+SMALL_DEPTH, SMALL_BATCH, SMALL_SCALES = 2, 2, "1,2,4"
+TRIES = 4  # batches of training
 MEMORY_SHARE = 0.9  # of what JAX may allocate that the estimate of a training batch may fill
 MARK = "row: "  # begins the line of a row's process that has its figures
 
@@ -40,7 +44,7 @@ MARK = "row: "  # begins the line of a row's process that has its figures
 class Row(NamedTuple):
     """One kind of work: "train", "sample", "encode" or "decode".
 
-    A `batch` of 0 is the largest that fits.
+    A `batch` of 0 is one that fits (`_fitting`).
     """
 
     work: str
@@ -76,16 +80,19 @@ ROWS = (
 
 
 def config_of(row: Row, *, small: bool):
-    """Returns the run's config of a row: ImageNet's at 256 pixels, in bfloat16."""
+    """Returns the run's config of a row: ImageNet's at 256 pixels, in bfloat16, or a small one."""
     from var_jax.config.model import TokenizerConfig, TransformerConfig
+    from var_jax.config.scales import SCALES_256, Scales
     from var_jax.config.train import TrainConfig
 
     stored = "float32" if row.work == "train" else "bfloat16"
-    tokenizer = TokenizerConfig(dtype="bfloat16", param_dtype=stored)
+    scales = Scales.parse(SMALL_SCALES if small else SCALES_256)
+    tokenizer = TokenizerConfig(dtype="bfloat16", param_dtype=stored, scales=scales)
     if small:
         tokenizer = dataclasses.replace(tokenizer, channels=32)
     transformer = TransformerConfig(
         depth=SMALL_DEPTH if small else row.depth,
+        scales=scales,
         attention=row.attention,
         dtype="bfloat16",
         param_dtype=stored,
@@ -107,38 +114,49 @@ def measure(row: Row, *, small: bool, repeats: int) -> dict[str, Any]:
     elif row.work == "sample":
         report = bench.sample(config, batch, repeats)
     else:
-        report = bench.tokenizer(config, row.work, batch, repeats)
+        report = bench.encode_or_decode(config, row.work, batch, repeats)
     device = jax.local_devices()[0]
     chip = chip_of_kind(device.device_kind)
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    report |= {"row": row.name, "depth": config.transformer.depth, "peak_bytes": peak}
+    report |= {
+        "row": row.name,
+        "depth": config.transformer.depth,
+        "remat": config.transformer.remat,
+        # After a larger batch that did not fit, the peak is that one's.
+        "peak_bytes": None if report.get("too_large") else peak,
+    }
     report["flop_share"] = report["floor_seconds"] / report["seconds"]
     if "byte_floor_seconds" in report:
         report["byte_share"] = report["byte_floor_seconds"] / report["seconds"]
     if chip is not None:
-        report["mfu"] = report["flops"] / report["seconds"] / chip.peak_flops
+        at_peak = report["flops"] / (chip.peak_flops * report["devices"])
+        report["mfu"] = at_peak / report["seconds"]
     return report
 
 
 def _train(config, batch: int, repeats: int) -> dict[str, Any]:
-    """Measures a training step with a batch, or with the largest one that fits if it is 0."""
+    """Measures a training step with a batch, or with one that fits if it is 0.
+
+    Returns:
+      the report, with "too_large", the batches that were tried before and did not fit.
+    """
     import jax
 
     from var_jax.perf import bench
 
-    choices = [batch] if batch else _fitting(config)
-    for choice in choices[:-1]:
+    choices, too_large = [batch] if batch else _fitting(config), []
+    for choice in choices:
         try:
-            return bench.train(config, choice, repeats)
+            return bench.train(config, choice, repeats) | {"too_large": too_large}
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error) or choice == choices[-1]:
                 raise
-            print(f"a batch of {choice} does not fit", file=sys.stderr)
-    return bench.train(config, choices[-1], repeats)
+            too_large.append(choice)
+    raise AssertionError
 
 
 def _fitting(config) -> list[int]:
-    """Returns batches from the largest that fits by the estimate on, at most four."""
+    """Returns batches from the largest that fits by the estimate downwards, at most four."""
     import jax
 
     from var_jax.objectives import registry
@@ -149,7 +167,7 @@ def _fitting(config) -> list[int]:
         registry.with_frozen_shapes(config), {"data": 1, "model": 1}, "gpu", "bfloat16"
     )
     most = memory.most_images(config.transformer.remat, MEMORY_SHARE * limit)
-    return [batch for batch in BATCHES if batch <= max(most, 1)][:4]
+    return [batch for batch in BATCHES if batch <= max(most, 1)][:TRIES]
 
 
 def missing_wheels() -> list[str]:
@@ -163,7 +181,7 @@ def device() -> tuple[str, str]:
     This one leaves the card's memory to the rows.
     """
     code = "import jax; print(jax.default_backend(), jax.local_devices()[0].device_kind)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     backend, _, kind = (run.stdout.strip().splitlines() or ["none none"])[-1].partition(" ")
     return backend, kind
 
@@ -180,15 +198,23 @@ def run(args: argparse.Namespace) -> int:
     backend, kind = device()
     if backend != "gpu" and not args.small:
         print(
-            f"gpu_bench.py: JAX sees no GPU (its backend is {backend}); install jax[cuda12], or "
+            f"gpu_bench.py: JAX sees no GPU (its backend is {backend}); install jax[cuda13], or "
             "try the script on a CPU with --small",
             file=sys.stderr,
         )
         return 2
     out = args.out or Path("docs/results/bench") / f"{kind.lower().replace(' ', '_')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    file = json.loads(out.read_text()) if out.exists() else {}
-    file |= {"command": "bash launch/gpu_bench.sh", "device": kind, "small": args.small}
+    about = {"device": kind, "small": args.small, "repeats": args.repeats}
+    file = json.loads(out.read_text()) if out.exists() else about
+    if different := [name for name in about if file.get(name) != about[name]]:
+        print(
+            f"gpu_bench.py: {out} has rows of another {' and '.join(different)}; name another "
+            "file with --out",
+            file=sys.stderr,
+        )
+        return 2
+    file["command"] = shlex.join(["python", *sys.argv])
     rows, failed = file.setdefault("rows", {}), 0
     until = time.monotonic() + 60 * args.minutes
     for number, row in enumerate(ROWS, 1):

@@ -1,6 +1,7 @@
 """`var-jax evaluate`: reports of samples and of reconstructions, and mistakes."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -48,17 +49,16 @@ def command(digits_dir, tmp_path, *rest) -> list[str]:
 
 
 def test_evaluate_reports_every_metric_of_samples(digits_dir, sampled, tmp_path, capsys):
-    """The printed lines and report.json have the counts, the floor and the seven metrics; fewer
-    images are measured by --num."""
-    assert (
-        main(command(digits_dir, tmp_path, "--samples", sampled, "--floor", "digits:train[:50]"))
-        == 0
-    )
+    """The printed lines and report.json have the counts, the floor and the seven metrics, and
+    report.json the command; fewer images are measured by --num."""
+    arguments = command(digits_dir, tmp_path, "--samples", sampled, "--floor", "digits:train[:50]")
+    assert main(arguments) == 0
     printed = capsys.readouterr()
     assert "Fréchet distance, toy of 40 and 60 images, floor" in printed.out
     assert "(digits:train[:50] against the reference, 50 and 60 images)" in printed.out
     assert "40/40" in printed.err and "images/s" in printed.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert shlex.split(report["command"]) == ["var-jax", *arguments]
     assert report["samples"]["count"] == 40 and report["reference"]["name"] == "digits:test[:60]"
     assert report["metrics"]["frechet_distance"]["floor"]["counts"] == [50, 60]
     assert report["reference"]["resize"] == "stretch, centered, to 8 x 8"

@@ -2,19 +2,17 @@
 machine that imitates it."""
 
 import argparse
-import dataclasses
 import importlib
 from pathlib import Path
 
 import pytest
 
-from helpers import commands, hub_server, small
+from helpers import commands, hub_server
 from helpers.files import contents
+from var_jax import Pipeline
 from var_jax.cli import models
 from var_jax.cli.main import COMMANDS, main
-from var_jax.config.model import ModelConfig, TokenizerConfig
 from var_jax.io import releases
-from var_jax.io.torch_convert import write_torch
 
 pytest.importorskip("huggingface_hub", reason="the extra [hub] has it")
 REPOSITORY = "owner/small"
@@ -92,23 +90,33 @@ def test_sample_without_a_network_names_the_server(hub, monkeypatch, tmp_path, c
 
 
 def test_download_writes_a_model_directory(hub, monkeypatch, tmp_path, capsys, refused):
-    """The command names each file with its size and commit; another release is refused by its
-    name, and a place that cannot be written before anything is downloaded."""
-    write_torch(tmp_path / "torch", *small.pipeline().tokenizer_alone().to_torch())
-    hub.commits[releases.REPOSITORY] = [contents(tmp_path / "torch")]
-    tokenizer = dataclasses.replace(small.TOKENIZER, init_codes=TokenizerConfig.init_codes)
-    release = releases.Release("tokenizer.safetensors", None, ModelConfig(tokenizer))
-    monkeypatch.setitem(releases.RELEASES, "var-small", release)
-    printed = commands.run(capsys, "download", "var-small", "--out", tmp_path / "model")
-    size = len(hub.commits[releases.REPOSITORY][0]["tokenizer.safetensors"])
-    assert f"tokenizer.safetensors: {size:,} bytes" in printed
+    """The command names both files with their size and commit, and the directory is a model's;
+    another release is refused by its name, and a place that cannot be written before anything is
+    downloaded."""
+    release = hub_server.add_release(hub, tmp_path / "torch", monkeypatch)
+    printed = commands.run(capsys, "download", "var-d2", "--out", tmp_path / "model")
+    for name in (release.tokenizer_file, release.transformer_file):
+        size = len(hub.commits[releases.REPOSITORY][0][name])
+        assert f"{name}: {size:,} bytes" in printed
     assert hub.commit(releases.REPOSITORY) in printed
-    assert sorted(contents(tmp_path / "model")) == ["model.json", "tokenizer.safetensors"]
-    assert "did you mean 'var-small'" in refused("download", "var-smal", "--out", "{out}")
+    assert Pipeline.from_pretrained(tmp_path / "model").config == release.config
+    assert "did you mean 'var-d2'" in refused("download", "var-d22", "--out", "{out}")
     hub.requests.clear()
     file = tmp_path / "model" / "model.json"
-    assert f"{file} is a file" in refused("download", "var-small", "--out", file)
+    assert f"{file} is a file" in refused("download", "var-d2", "--out", file)
     assert hub.requests == []
+
+
+def test_download_of_a_damaged_file_leaves_no_directory(
+    hub, monkeypatch, tmp_path, capsys, refused
+):
+    """Weights whose bytes are not those that the hub declares end the command with one line, and
+    the directory does not exist, which a reader would take for a model."""
+    release = hub_server.add_release(hub, tmp_path / "torch", monkeypatch)
+    content = hub.commits[releases.REPOSITORY][0][release.transformer_file]
+    hub.wrong[release.transformer_file] = content[:-8] + bytes(8)
+    line = refused("download", "var-d2", "--out", tmp_path / "model")
+    assert release.transformer_file in line and not (tmp_path / "model").exists()
 
 
 def sample_options(model, out) -> list[str]:

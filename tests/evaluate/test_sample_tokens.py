@@ -3,6 +3,7 @@ hosts, and training reads them."""
 
 import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_held_out_images_join_the_cache_and_a_run_trains_on_it(
 ):
     """Training refuses the cache without held-out images before it begins, and real ones are added
     by `tokenize`, under the rules of any cache; then the command line tunes a copy of the model on
-    it, and the run's data are named as generated."""
+    it, and the run's data are named as generated, beside the command that trained."""
     assert generate(planned(), tmp_path)
     data = DataConfig("digits", data_dir=str(digits_dir), resize="stretch", eval_split="test[:8]")
     config = small.train_config("transformer", digits_dir, data=data)
@@ -191,3 +192,5 @@ def test_held_out_images_join_the_cache_and_a_run_trains_on_it(
     named = json.loads((tmp_path / "tuned" / "data.json").read_text())
     assert named["name"] == f"generated:{opened.manifest.generated}" and named["train"] == NUM
     assert epath.Path(tmp_path / "tuned" / "tokenizer" / "model.json").exists()
+    meta = json.loads((tmp_path / "tuned" / "meta.json").read_text())
+    assert shlex.split(meta["command"]) == ["var-jax", *train]

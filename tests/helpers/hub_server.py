@@ -3,6 +3,7 @@ calls for files of models: to download them, and to commit them."""
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,9 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from helpers import small
+from helpers.files import contents
+from reference import torch_writer
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.io import releases
+
 FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 API = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
-LARGE = ".safetensors"  # the ending of files that are stored by their SHA-256, as LFS does
+LARGE = (".safetensors", ".pth")  # endings of files that are stored by their SHA-256, as in LFS
 
 
 class Hub:
@@ -67,6 +74,31 @@ class Hub:
 
     def downloads(self) -> list[str]:
         return [request for request in self.requests if request.startswith("GET ")]
+
+
+def add_release(hub: Hub, directory: Path, monkeypatch) -> releases.Release:
+    """Adds a release "var-d2" of the small model, whose files are in PyTorch's format as the
+    published ones are, to the server and to the table of releases."""
+    files = "vae_small.pth", "var_d2.pth"
+    directory.mkdir()
+    for name, state in zip(files, small.pipeline().to_torch(with_buffers=True), strict=True):
+        torch_writer.save(directory / name, state)
+    hub.commits[releases.REPOSITORY] = [contents(directory)]
+    config = ModelConfig(
+        dataclasses.replace(small.TOKENIZER, init_codes=TokenizerConfig.init_codes),
+        TransformerConfig(
+            depth=2,
+            width=16,
+            heads=2,
+            num_classes=10,
+            vocab_size=16,
+            z_channels=4,
+            scales=small.SCALES,
+        ),
+    )
+    release = releases.Release(*files, config)
+    monkeypatch.setitem(releases.RELEASES, "var-d2", release)
+    return release
 
 
 def hash_of(path: str, content: bytes) -> str:

@@ -14,13 +14,12 @@ import pytest
 from helpers import hub_server, small
 from helpers.files import contents
 from var_jax import Pipeline
-from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.model import ModelConfig
 from var_jax.errors import RunFailed, UserError
 from var_jax.io import hub_download, releases
 from var_jax.io.hub_address import Address
 from var_jax.io.hub_download import local_directory
 from var_jax.io.hub_library import library
-from var_jax.io.torch_convert import write_torch
 
 constants = pytest.importorskip("huggingface_hub.constants", reason="the extra [hub] has it")
 REPOSITORY = "owner/small"
@@ -239,15 +238,17 @@ def test_warnings_of_the_library_stay_silenced():
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.parametrize("before", ["", "import huggingface_hub.file_download\n"])
 @pytest.mark.parametrize(("setting", "disabled"), [(None, True), ("0", False), ("1", True)])
-def test_files_come_over_plain_http_unless_asked_otherwise(setting, disabled):
+def test_files_come_over_plain_http_unless_asked_otherwise(setting, disabled, before):
     """In a new process hf_xet is off, whose tries have no limit here, and on where the user's own
-    variable says so."""
+    variable says so; also after another package, as Gradio does, has imported the library."""
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_XET"}
     if setting is not None:
         environment["HF_HUB_DISABLE_XET"] = setting
     program = (
-        "from var_jax.io.hub_library import library\nprint(library().constants.HF_HUB_DISABLE_XET)"
+        f"{before}from var_jax.io.hub_library import library\n"
+        "print(library().constants.HF_HUB_DISABLE_XET)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
@@ -299,24 +300,8 @@ def test_push_to_hub_names_who_refuses(hub, monkeypatch):
 
 @pytest.fixture
 def release(hub, tmp_path, monkeypatch) -> releases.Release:
-    """A release "var-d2" of the small model's sizes in the published format, on the server."""
-    write_torch(tmp_path / "torch", *small.pipeline().to_torch(with_buffers=True))
-    hub.commits[releases.REPOSITORY] = [contents(tmp_path / "torch")]
-    config = ModelConfig(
-        dataclasses.replace(small.TOKENIZER, init_codes=TokenizerConfig.init_codes),
-        TransformerConfig(
-            depth=2,
-            width=16,
-            heads=2,
-            num_classes=10,
-            vocab_size=16,
-            z_channels=4,
-            scales=small.SCALES,
-        ),
-    )
-    release = releases.Release("tokenizer.safetensors", "transformer.safetensors", config)
-    monkeypatch.setitem(releases.RELEASES, "var-d2", release)
-    return release
+    """A release "var-d2" of the small model, on the server."""
+    return hub_server.add_release(hub, tmp_path / "torch", monkeypatch)
 
 
 def test_releases_load_converts_the_published_files(hub, release):
@@ -326,6 +311,25 @@ def test_releases_load_converts_the_published_files(hub, release):
     sizes = {name: len(data) for name, data in hub.commits[releases.REPOSITORY][0].items()}
     assert {file.name: file.size for file in loaded.files} == sizes
     assert {file.commit for file in loaded.files} == {hub.commit(releases.REPOSITORY)}
+
+
+@pytest.mark.parametrize("fault", ["wrong", "cut"])
+def test_releases_load_refuses_files_that_arrive_damaged(hub, release, fault):
+    """A file of PyTorch's format with other bytes than the hub declares, or one that is cut off at
+    each try, is named in one line, and nothing of it stays in the cache to be taken for whole."""
+    name = release.transformer_file
+    content = hub.commits[releases.REPOSITORY][0][name]
+    if fault == "wrong":
+        hub.wrong[name] = content[:-8] + bytes(8)
+    else:
+        hub.cut[name] = len(content) // 2
+    with pytest.raises((UserError, RunFailed), match=name) as raised:
+        releases.load("var-d2")
+    assert "\n" not in str(raised.value)
+    hub.wrong.clear(), hub.cut.clear()
+    jax.tree.map(
+        np.testing.assert_array_equal, releases.load("var-d2").params, small.pipeline().params
+    )
 
 
 def test_releases_load_refuses_other_tensors(hub, release, monkeypatch):

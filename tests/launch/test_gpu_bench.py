@@ -1,16 +1,19 @@
 """The benchmark of a GPU: which rows it measures and keeps, and that it needs few packages.
 
-No GPU is needed: the rows' figures are tested in `tests/perf/test_bench.py`.
+No GPU is needed: what only a GPU has is imitated.
 """
 
 import json
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
 
 from helpers.scripts import load_script
 from perf.test_bench import ROOT, bare
+from var_jax.perf import bench, memory_estimate
 
 gpu_bench = load_script("gpu_bench")
 REPORT = {"batch": 2, "images_per_s": 3.0, "flop_share": 0.5, "peak_bytes": None}
@@ -66,6 +69,77 @@ def test_main_begins_no_row_when_the_time_is_up(started, monkeypatch, tmp_path, 
     """The rows that are left are those of the next call."""
     assert call(monkeypatch, "--out", tmp_path / "f.json", "--minutes", 0) == 0
     assert not started and "before train_d16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"), [(["--small"], "small"), (["--repeats", "3"], "repeats")]
+)
+def test_main_mixes_no_rows_of_other_settings(
+    started, monkeypatch, tmp_path, capsys, changed, word
+):
+    """A file of small models, or of another number of measurements, is not added to."""
+    out = tmp_path / "f.json"
+    call(monkeypatch, "--out", out, "--rows", "train_d16")
+    before = out.read_text()
+    assert call(monkeypatch, "--out", out, *changed) == 2
+    assert f"has rows of another {word}; name another file" in capsys.readouterr().err
+    assert out.read_text() == before
+
+
+class Card:
+    """What JAX says of a card of 10 GiB."""
+
+    device_kind = "NVIDIA H200"
+
+    def memory_stats(self):
+        return {"bytes_limit": 10 * 2**30, "peak_bytes_in_use": 7 * 2**30}
+
+
+def test_measure_takes_a_batch_that_fits(monkeypatch):
+    """Batches are tried from the largest power of two that the estimate allows downwards; those
+    that the card refuses are named, and then no peak is, which would be theirs. MFU is of all
+    devices that the step ran on, by hand."""
+    tried = []
+
+    def train(config, batch, repeats):
+        tried.append(batch)
+        if batch > 64:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return {"batch": batch, "flops": 8e15, "seconds": 2.0, "floor_seconds": 1.0, "devices": 2}
+
+    memory = types.SimpleNamespace(most_images=lambda remat, budget: budget / 2**30 * 60)
+    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(memory_estimate, "of_training", lambda *_: memory)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Card()])
+    report = gpu_bench.measure(gpu_bench.ROWS[0], small=False, repeats=1)
+    assert tried == [512, 256, 128, 64]  # 540 images would fit by the estimate
+    assert report["too_large"] == [512, 256, 128] and report["peak_bytes"] is None
+    assert report["batch"] == 64 and report["remat"] == "none" and report["flop_share"] == 0.5
+    assert report["mfu"] == pytest.approx(4e15 / 2 / 989.5e12)
+
+    memory.most_images = lambda remat, budget: 70
+    tried.clear()
+    report = gpu_bench.measure(gpu_bench.ROWS[0], small=False, repeats=1)
+    assert tried == [64] and report["peak_bytes"] == 7 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import sys; sys.exit(3)", "train_d16 failed with exit code 3"),
+        ("print('no figures')", "train_d16 failed with exit code 0"),
+        ("import time; time.sleep(60)", "train_d16 did not end in 1 s"),
+    ],
+)
+def test_row_whose_process_fails_leaves_the_others(program, message, monkeypatch, tmp_path, capsys):
+    """A process that ends with an error, has no figures or takes too long is named, and the exit
+    code says that a row failed."""
+    (tmp_path / "row.py").write_text(program)
+    monkeypatch.setattr(gpu_bench, "__file__", str(tmp_path / "row.py"))
+    monkeypatch.setattr(gpu_bench, "device", lambda: ("gpu", "NVIDIA H200"))
+    flags = ("--out", tmp_path / "f.json", "--rows", "train_d16", "--minutes", 1 / 60)
+    assert call(monkeypatch, *flags) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

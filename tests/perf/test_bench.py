@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from helpers import diffusion, small
 from var_jax.cli.main import main
 from var_jax.errors import UserError
+from var_jax.models import flops
 from var_jax.perf import bench, roofline
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,20 @@ def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
         assert (
             min(parsed["seconds_by_part"]["transformer"], parsed["seconds_by_part"]["decoder"]) > 0
         )
+
+
+@pytest.mark.parametrize("work", ["encode", "decode"])
+def test_encode_or_decode_counts_its_own_work(work, monkeypatch, tmp_path):
+    """Decoding has the FLOPs and the bytes of weights that are counted by hand above; encoding
+    those of the encoder, and no bytes; the lines for a terminal can be made of either."""
+    monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 2**12)
+    config = small.train_config("transformer", tmp_path)
+    report = bench.encode_or_decode(config, work, batch=2, repeats=1)
+    per_image = DECODED if work == "decode" else flops.encode_flops(config.tokenizer)
+    assert report["flops"] == 2 * per_image and report["images_per_s"] > 0
+    assert report.get("bytes") == (4 * DECODER if work == "decode" else None)
+    assert f"{work}, batch 2, float32" in "\n".join(bench.lines(report))
 
 
 def test_compare_to_roofline_leaves_the_rest_to_sampling(monkeypatch):

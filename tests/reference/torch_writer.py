@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-KINDS = {"float32": b"FloatStorage", "bfloat16": b"BFloat16Storage"}
+KINDS = {"float32": b"FloatStorage", "bfloat16": b"BFloat16Storage", "int64": b"LongStorage"}
 
 
 def text(value: str) -> bytes:
@@ -70,7 +70,7 @@ def write_zip(
 
 
 def save(path: Path, state: dict[str, np.ndarray]):
-    """What torch.save would write for a state dict of contiguous float32 or bfloat16 tensors."""
+    """What torch.save would write for a state dict of contiguous tensors of the kinds above."""
     items, storages = {}, {}
     for i, (name, array) in enumerate(state.items()):
         strides = [s // array.itemsize for s in np.ascontiguousarray(array).strides]

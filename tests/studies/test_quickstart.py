@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,24 @@ from PIL import Image
 
 from helpers import diffusion, masked, next_token, small, tiles
 from var_jax import Pipeline
+from var_jax.cli.main import main
 from var_jax.errors import UserError
 from var_jax.io.pictures import to_uint8
 from var_jax.studies import quickstart
 
 GUIDED, PLAIN = quickstart.compared_settings(small.pipeline())
+
+
+def test_command_gives_its_own_words_to_the_report(tmp_path, monkeypatch):
+    """The report of the command names the command line, from which its figures can be made again,
+    and a report of the function names the one it was called with."""
+    noted = []
+    monkeypatch.setattr(quickstart, "run", lambda *_, command: noted.append(command))
+    monkeypatch.setattr(quickstart, "lines", lambda _: [])
+    (tmp_path / "config.py").write_text(small.CONFIG_FILE)
+    arguments = ["quickstart", "--config", f"{tmp_path}/config.py", "--workdir", f"{tmp_path}/a b"]
+    assert main(arguments) == 0
+    assert [shlex.split(line) for line in noted] == [["var-jax", *arguments]]
 
 
 @pytest.mark.slow
@@ -25,7 +39,9 @@ def test_run_trains_both_stages_samples_and_reports(digits_dir, tmp_path):
     stages = [
         small.train_config(stage, digits_dir, **settings) for stage in ("tokenizer", "transformer")
     ]
-    report = quickstart.run(*stages, str(tmp_path), samples=20)
+    report = quickstart.run(*stages, str(tmp_path), samples=20, command="var-jax quickstart")
+    meta = json.loads((tmp_path / "transformer-run" / "meta.json").read_text())
+    assert report["command"] == meta["command"] == "var-jax quickstart"
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report.keys() == {"command", "reconstruction", "validation", "samples", "seconds"}
     assert report["samples"].keys() == {
@@ -76,7 +92,7 @@ def untrained(monkeypatch):
     order."""
     calls = []
 
-    def train(config, directory):
+    def train(config, directory, *, command):
         calls.append(config.stage)
         return {"stage": config.stage}
 

@@ -236,6 +236,8 @@ def test_train_accounts_for_the_wall_time_of_a_killed_run(tmp_path):
     for kill, at in enumerate((5, 25, 45)):
         with processes.running(arguments, workdir, cache) as run:
             run.until(lambda at=at: max(processes.records(workdir), default=0) >= at, 300)
+            if kill:  # checkpoints are written while steps go on
+                run.until(lambda: processes.checkpoints(workdir), 60)
             run.send(signal.SIGKILL)
             run.ended(0, 60)
         assert bool(processes.checkpoints(workdir)) == (kill > 0)

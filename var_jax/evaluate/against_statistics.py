@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from var_jax.config.strict import require
 from var_jax.evaluate import features, readings, reference_cache, samples, scores
 from var_jax.evaluate.features import FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet, Gaussian, Moments
@@ -51,22 +50,15 @@ def evaluate(
       cache: as in `samples.evaluate`.
       floor: real images, whose distance from the statistics is the floor of the Fréchet distance.
       further: other networks, whose distances stand beside; they are distances from `images`, as
-        the statistics are of one network.
+        the statistics are of one network, and are left out without any.
     Returns:
       The report of `samples.evaluate`, with "protocol" ("adm" for statistics of Inception v3, else
       "statistics"), "sfid" in "metrics", and "left_out": {metric: reason}.
     Raises:
       UserError: the statistics are of another network or of images of another size, or there are
-        too few images; or there are further networks and no images.
+        too few images.
     """
     samples.require_resamples(resamples)
-    if further and images is None:
-        require(
-            False,
-            "--features",
-            " ".join(each.name for each in (network, *further)),
-            f"{network.name} alone, as {statistics.name} has no images (arr_0) for others",
-        )
     statistics.require_network(network)
     for image_set in (sampled, images, floor):
         if image_set is not None:
@@ -103,6 +95,8 @@ def evaluate(
         metrics["inception_score"] = score(network, generated, **bootstrap)
         metrics |= _precision_recall(network, generated, real, all_samples=is_adm)
     left_out = _reasons(metrics, statistics, network)
+    if images is None:
+        left_out |= {each.key: _without_images(statistics) for each in further}
     for name, metric in metrics.items():
         if metric:
             metric["ci95_method"] = samples.CI95_METHODS[name] if metric["ci95"] else None
@@ -190,7 +184,7 @@ def _reasons(
     metrics: Mapping[str, Any], statistics: ReferenceStatistics, network: FeatureNetwork
 ) -> dict[str, str]:
     """Returns the reason for each metric that was left out."""
-    no_images = f"{statistics.name} has no arr_0: only distances are given"
+    no_images = _without_images(statistics)
     only = f"the images in {statistics.name} serve precision and recall only"
     reasons = dict.fromkeys(("kid", "density", "coverage"), only)
     if statistics.spatial is None:
@@ -203,6 +197,10 @@ def _reasons(
     else:
         reasons |= dict.fromkeys(OF_IMAGES, no_images)
     return {name: reasons[name] for name, metric in metrics.items() if metric is None}
+
+
+def _without_images(statistics: ReferenceStatistics) -> str:
+    return f"{statistics.name} has no arr_0: only distances from its statistics are given"
 
 
 def _adm_warnings(

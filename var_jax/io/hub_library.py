@@ -9,13 +9,12 @@ from var_jax.errors import UserError
 def library() -> ModuleType:
     """Returns the module huggingface_hub.
 
-    Files come over plain HTTP unless HF_HUB_DISABLE_XET says otherwise (0, before the first use):
+    Files come over plain HTTP unless HF_HUB_DISABLE_XET is set otherwise (0, before it starts):
     the library's other transfer, hf_xet, has tries of its own, which no limit here reaches.
 
     Raises:
       UserError: it is not installed.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # which the library reads at its import
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -29,6 +28,9 @@ def library() -> ModuleType:
             "the Hugging Face hub needs the package huggingface_hub; install it by "
             "pip install 'var-jax[hub]'"
         ) from error
+    if "HF_HUB_DISABLE_XET" not in os.environ:
+        # Another package may have imported the library before, so that a variable would be too late
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
     return huggingface_hub
 
 

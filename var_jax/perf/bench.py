@@ -85,13 +85,13 @@ def sample(
     return {"what": "sample", "batch": batch, "dtype": model.transformer.dtype, **report}
 
 
-def tokenizer(
+def encode_or_decode(
     config: TrainConfig, work: Literal["encode", "decode"], batch: int = 1, repeats: int = 5
 ) -> dict[str, Any]:
-    """Measures the time of encoding images to tokens, or of decoding tokens to images.
+    """Measures the time of the tokenizer: of encoding images, or of decoding tokens.
 
     Returns:
-      as `sample`, without parts that are timed separately, and "bytes" of decoding alone.
+      as `sample` without "seconds_by_part"; "bytes" and what follows from it only for "decode".
     """
     model = ModelConfig(config.tokenizer)
     params = {"tokenizer": init.fresh_params(model.tokenizer, jax.random.key(0))}
@@ -311,6 +311,7 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"{report['bytes'] / 1e9:.4g} GB of weights, keys and values at "
             f"{report['bytes_per_s'] / 1e9:.4g} GB/s of a large copy"
         )
+    if "seconds_by_part" in report:
         by_part = report["seconds_by_part"].items()
         out.append("  " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in by_part))
     return [*out, f"  {report['ratio']:.2f} times the FLOP roofline"]

@@ -23,8 +23,8 @@ def run_meta(objective: Objective[Any], command: str | None = None) -> dict[str,
       "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, only
       {"exact"} for a tokenizer, and those of all parameters whatever `trainable` leaves as they
       are; "trainable", the config's key; "git" ({"commit", "dirty"}, None outside a repository);
-      "versions"; "devices"; "host"; "started"; "command", the command line, None where a program
-      called `train`.
+      "versions"; "devices"; "host"; and of the last start "started" and "command", the
+      command line, None where a program called `train`.
     """
     tokens, batch_size = objective.scales().total, objective.config.batch_size
     flops = objective.flops_by_definition()
