@@ -12,8 +12,8 @@ from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import SCALES_512, Scales
 from var_jax.config.strict import build, differences, plain
 from var_jax.config.train import from_config_dict
-from var_jax.data.tokenizer_fingerprint import TRAINING_ONLY
 from var_jax.errors import UserError
+from var_jax.io.tokenizer_fingerprint import TRAINING_ONLY
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 

@@ -16,8 +16,8 @@ from var_jax.config.strict import plain
 from var_jax.config.train import DataConfig
 from var_jax.data import loader, token_cache, token_manifest
 from var_jax.data.model_fingerprint import model_fingerprint
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.errors import UserError
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 
 IMAGES, VIEWS, SCALES = 20, 3, Scales.parse("1,2")
 DATA = DataConfig("digits", train_split="train[:20]", eval_split="test[:5]")

@@ -18,9 +18,9 @@ from var_jax.config.strict import plain
 from var_jax.config.train import DataConfig
 from var_jax.data import prepare, token_manifest
 from var_jax.data.token_manifest import Shard, SplitInfo
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.errors import UserError
 from var_jax.io import model_directory
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.train import start_check, wandb_board
 
 SWEEP = "\ndef get_sweep(arg=''):\n    return [{'seed': seed} for seed in (1, 2)]\n"

@@ -13,11 +13,12 @@ from etils import epath
 
 from helpers import small
 from sweep.expanding import BASE, BRANCH, OPTIMIZER, expand, resolve
+from var_jax.config.alignment_config import AlignmentConfig
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
 from var_jax.data import token_manifest
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.io import model_directory
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.sweep import plan, run_id
 from var_jax.train.workdir import RESUMABLE
 
@@ -100,6 +101,7 @@ def test_run_id_is_that_of_the_version_before_rivals():
     for changes in (
         {"transformer": dataclasses.replace(BASE.transformer, prediction="epsilon")},
         {"optimizer": dataclasses.replace(OPTIMIZER, skip_spikes=3.0)},
+        {"alignment": AlignmentConfig(decay=0.5)},
     ):
         assert run_id.of_config(dataclasses.replace(BASE, **changes)) != "a47a0277e60e"
 

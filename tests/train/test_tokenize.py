@@ -17,9 +17,9 @@ from helpers.files import contents
 from var_jax import Pipeline
 from var_jax.config.train import DataConfig
 from var_jax.data import sources, token_cache, transforms
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.errors import UserError
 from var_jax.io import atomic
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.train import token_shards
 from var_jax.train.tokenize import tokenize
 

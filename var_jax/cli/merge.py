@@ -4,8 +4,12 @@ Between 0 and 1 the result lies between the base A and the tuned model B, above 
 and below 0 it goes away from B, which subtracts what B has learned. With W 0 it is A and with W 1
 it is B, each to the last bit; for any other W it is computed in float32.
 
+B may be a tokenizer alone whose decoder was tuned, with the encoder and the codes of A's. The
+decoders merge, and the transformer is A's.
+
 example:
   var-jax merge --base models/d16 --tuned runs/d16_tuned --weight 0.5 --out models/d16_half
+  var-jax merge --base models/d16 --tuned runs/aligned --weight 1 --out models/d16_aligned
 """
 
 import argparse
@@ -25,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--tuned",
         required=True,
         metavar="B",
-        help="another of the same configuration and classes, such as one tuned from A",
+        help="another of the same configuration and classes, such as one tuned from A, or a "
+        "tokenizer whose decoder was tuned",
     )
     parser.add_argument(
         "--weight", required=True, type=float, metavar="W", help="any number, such as 0.5 or -0.5"

@@ -25,7 +25,13 @@ from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 
-TOKENIZER_SECTIONS = ("adversarial", "discriminator_optimizer", "codebook", "progressive")
+TOKENIZER_SECTIONS = (
+    "adversarial",
+    "alignment",
+    "discriminator_optimizer",
+    "codebook",
+    "progressive",
+)
 TRANSFORMER_LOSSES = ("label_smoothing",)
 # An adapter's tokenizer and weights are its base's, and it is all that is trained.
 OF_BASE = ("tokenizer_dir", "init_from", "trainable")

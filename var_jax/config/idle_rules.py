@@ -174,6 +174,7 @@ TOKENIZER_RULES = (
         lambda c: _adversarial(c) and c.adversarial.r1 == 0,
     ),
     *_optimizer_rules("discriminator_optimizer", _adversarial),
+    Rule(("alignment.*",), "alignment.weight", lambda c: c.alignment.weight == 0),
     Rule(
         ("loss.perceptual_network", "loss.perceptual_weights", "loss.perceptual_heads"),
         "loss.perceptual",

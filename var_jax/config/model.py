@@ -10,6 +10,7 @@ from var_jax.config.transformer_config import DType, TransformerConfig
 ImageShape = tuple[int, int, int]  # (height, width, channels)
 MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too
 CONTINUOUS = ("none", "kl")  # kinds of `codes` without codes
+DECODING = ("decoder", "post_quant_conv")  # parts of the parameters that no token depends on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from var_jax.config import key_patterns, order_file
 from var_jax.config.adapter_config import AdapterConfig
+from var_jax.config.alignment_config import AlignmentConfig
 from var_jax.config.model import (
     TokenizerConfig,
     TransformerConfig,
@@ -99,6 +100,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
     discriminator_optimizer: DiscriminatorOptimizerConfig = DiscriminatorOptimizerConfig()
     codebook: CodebookConfig = CodebookConfig()
     progressive: ProgressiveConfig = ProgressiveConfig()
@@ -145,6 +147,7 @@ class TrainConfig:
         require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         if self.stage == "tokenizer":
             self.progressive.check(self.tokenizer)
+            self.alignment.check(self.tokenizer, self.trainable)
             self._check_codebook()
 
     def _check_codebook(self):
@@ -260,6 +263,7 @@ def from_config_dict(config: "config_dict.ConfigDict") -> TrainConfig:
         require_path(getattr(run, key), key, on_hub=True)
     require_path(run.branch_from, "branch_from")
     require_path(run.adapter.base, "adapter.base")
+    require_path(run.alignment.tokens, "alignment.tokens")
     for key in ("data_dir", "source_dir", "tokens_dir"):
         require_path(getattr(run.data, key), f"data.{key}")
     channels, classes = FIXED_SIZES.get(run.data.name, (0, 0))

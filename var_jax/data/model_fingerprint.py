@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from var_jax.config.model import ModelConfig, TransformerConfig
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 
 # Settings of the transformer that are hashed whatever their value, in this order, as they were
 # before there were others; a later setting counts where it is not at its default.

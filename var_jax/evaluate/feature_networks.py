@@ -121,9 +121,7 @@ def _clip(params: Any, images: jax.Array, side: int):
 
 
 def _efficientnet(params: Any, images: jax.Array):
-    shape = (images.shape[0], SIDE, SIDE, images.shape[-1])
-    resized = jax.image.resize(normalize_images(images), shape, "bilinear", antialias=True)
-    return efficientnet.pooled(params, resized), None
+    return efficientnet.pooled_at(params, normalize_images(images), SIDE), None
 
 
 def _load_inception(path: str) -> FeatureNetwork:

@@ -16,11 +16,11 @@ from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.data import token_manifest
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.errors import UserError
 from var_jax.evaluate import sample_files
 from var_jax.evaluate.sample_plan import Plan
 from var_jax.io import atomic, model_directory
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.models import networks
 from var_jax.train import token_shards
 from var_jax.train.tokenize import SHARD_IMAGES

@@ -1,4 +1,8 @@
-"""Merging of two models of one configuration: their weights on a line through both."""
+"""Merging of two models of one configuration: their weights on a line through both.
+
+Beside a whole model there may be a tokenizer alone whose decoder was tuned: then the decoders merge
+and the transformer stays.
+"""
 
 from typing import Any, NamedTuple
 
@@ -11,6 +15,7 @@ from var_jax.config.strict import differences, plain, require
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.io.finite import require_finite
+from var_jax.io.tokenizer_fingerprint import encoding_fingerprint
 
 
 class Pair(NamedTuple):
@@ -34,11 +39,22 @@ def load_pair(base: str, tuned: str) -> Pair:
 
     Call it before several merges of the same two.
 
+    The tuned one may be a tokenizer alone that has the base's encoder and codes.
+
     Raises:
       UserError: a model cannot be read, or the two differ in their configuration or class names.
     """
     base_config, base_params = model_directory.load(epath.Path(base))
     tuned_config, tuned_params = model_directory.load(epath.Path(tuned))
+    if tuned_config.transformer is None and base_config.transformer is not None:
+        require(
+            _encoding(base_config, base_params) == _encoding(tuned_config, tuned_params),
+            f"the tokenizer in {tuned}",
+            "another one",
+            f"one with the encoder and the codes of {base}, whose transformer knows no others",
+        )
+        tuned_config = base_config
+        tuned_params = {**base_params, "tokenizer": tuned_params["tokenizer"]}
     if different := differences(plain(base_config), plain(tuned_config)):
         raise UserError(
             f"{base} and {tuned} are models of different configurations, which do not merge: "
@@ -93,9 +109,15 @@ def merge(base: Any, tuned: Any, weight: float) -> dict:
         a, b = np.asarray(base_leaves[name]), np.asarray(tuned_leaves[name])
         if weight in (0, 1):
             return b if weight else a
+        if a is b:  # a formula would make -0 into 0
+            return a
         wide = a.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
             merged = wide + factor * (b.astype(np.float32) - wide)
             return merged.astype(a.dtype)
 
     return unflatten_dict({name: between(name) for name in base_leaves})
+
+
+def _encoding(config: ModelConfig, params: Any) -> str:
+    return encoding_fingerprint(config.tokenizer, params["tokenizer"])

@@ -1,7 +1,8 @@
 """The training objective of the multi-scale tokenizer (VAR, section 3.2).
 
 It reconstructs images through the quantizer, or through continuous features where
-`tokenizer.codes` names none; a discriminator may be trained at the same time.
+`tokenizer.codes` names none; a discriminator may be trained at the same time, or the decoder alone
+on generated tokens, too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from var_jax.config.model import TokenizerConfig
+from var_jax.config.model import ModelConfig, TokenizerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
 from var_jax.models import flops, init
-from var_jax.objectives import adversarial, codebook_start, frozen_networks, image_losses
+from var_jax.objectives import (
+    adversarial,
+    codebook_start,
+    decoder_alignment,
+    frozen_networks,
+    image_losses,
+)
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
 from var_jax.objectives.autoencoder_loss import (
     AutoencoderGradients,
@@ -31,6 +38,7 @@ from var_jax.objectives.autoencoder_loss import (
     AutoencoderVariant,
 )
 from var_jax.objectives.base import Objective, first_not_finite
+from var_jax.objectives.decoder_alignment import DecoderAlignment
 from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.step_types import TRAINED, Batch, Metrics, OptimizerSpec, TrainState
@@ -66,6 +74,8 @@ class Autoencoder(Objective[NetworkWeights]):
                 self.networks.features,
                 self._tokenizer(self.variant(self._adversarial_from)),
             )
+        network = self.networks.alignment
+        self.alignment = None if network is None else DecoderAlignment(config, network)
 
     @classmethod
     def load_frozen(
@@ -95,7 +105,11 @@ class Autoencoder(Objective[NetworkWeights]):
         return init.init_params(self.model, key)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"image": jax.ShapeDtypeStruct(self.model.image_shape, jnp.uint8)}
+        images = {"image": jax.ShapeDtypeStruct(self.model.image_shape, jnp.uint8)}
+        if self.alignment is None:
+            return images
+        tokens = jax.ShapeDtypeStruct((self.model.scales.total,), jnp.int32)
+        return {**images, decoder_alignment.BATCH_KEY: tokens}
 
     def variant(self, done: int) -> AutoencoderVariant:
         progressive, start = self.config.progressive, self._adversarial_from
@@ -142,7 +156,20 @@ class Autoencoder(Objective[NetworkWeights]):
         The vectors are None in a run without revival of dead codes.
         """
         loss = self._loss(variant)
-        return loss.gradients(state, frozen, batch, rng, is_adversarial=variant.adversarial)
+        gradients, rows = loss.gradients(
+            state, frozen, batch, rng, is_adversarial=variant.adversarial
+        )
+        if self.alignment is None:
+            return gradients, rows
+        tokens = batch[decoder_alignment.BATCH_KEY]
+        term = self.alignment.gradients(state.params, state.alignment, frozen, tokens)
+        metrics = {
+            **gradients.metrics,
+            **term.metrics,
+            "loss": gradients.metrics["loss"] + term.loss,
+        }
+        params = jax.tree.map(jnp.add, gradients.params, term.gradients)
+        return gradients._replace(params=params, metrics=metrics, moments=term.moments), rows
 
     def _loss(self, variant: AutoencoderVariant) -> AutoencoderLoss:
         tokenizer = self._tokenizer(variant)
@@ -170,6 +197,9 @@ class Autoencoder(Objective[NetworkWeights]):
             state = state.replace(discriminator=updated)
         if rows is not None:
             state, metrics["revived"] = self._revive(state, gradients.counts, rows)
+        if self.alignment is not None:
+            aligned = self.alignment.updated(state.alignment, gradients.moments)
+            state = state.replace(alignment=aligned)
         if gradients.counts is not None:
             metrics["code_usage"] = jnp.mean(gradients.counts > 0, axis=1)
             metrics["perplexity"] = codebook.perplexity(gradients.counts)
@@ -234,8 +264,9 @@ class Autoencoder(Objective[NetworkWeights]):
                 jnp.zeros(2),
                 jnp.zeros((), jnp.int32),
             )
+        aligned = None if self.alignment is None else self.alignment.empty_state()
         return AutoencoderState(
-            state.step, state.params, state.ema, state.opt_state, network, usage
+            state.step, state.params, state.ema, state.opt_state, network, usage, aligned
         )
 
     def initialize_from_data(
@@ -245,7 +276,21 @@ class Autoencoder(Objective[NetworkWeights]):
         shardings: AutoencoderState,
         replicated: NamedSharding,
     ) -> AutoencoderState:
-        return codebook_start.initialize_codes(self.config, state, batches, shardings, replicated)
+        if self.alignment is not None:
+            decoder_alignment.require_start(self.config)
+        if not self.config.init_from:
+            state = codebook_start.initialize_codes(
+                self.config, state, batches, shardings, replicated
+            )
+        if self.alignment is None:
+            return state
+        measured = self.alignment.measured(state.params, batches, shardings.alignment, replicated)
+        return state.replace(alignment=measured)
+
+    def adapt_weights(self, model: ModelConfig, weights: Any, replicated: NamedSharding) -> Any:
+        if self.alignment is not None:
+            decoder_alignment.require_same_tokens(self.config, self.model, weights)
+        return weights
 
     # Evaluation.
 

@@ -25,9 +25,11 @@ from var_jax.models.cnn import DROPOUT
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import adversarial, image_losses
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
+from var_jax.objectives.decoder_alignment import AlignmentState
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.step_types import Batch, Metrics, StepVariant, TrainState
 from var_jax.ops import codebook, codebook_entropy, codebook_init, codebook_revival
+from var_jax.ops.frechet import RawMoments
 from var_jax.ops.resize import resize
 
 # The key of the residual blocks' dropout is the quantizer's with this number folded in.
@@ -43,10 +45,12 @@ class AutoencoderState(TrainState):
       discriminator: None in a run without one.
       usage: float32 (K, V), running share of each code's uses at each scale
         (`codebook_revival.revive`); None in a run without revival.
+      alignment: moments of features; None in a run without a Fréchet loss.
     """
 
     discriminator: DiscriminatorState | None = None
     usage: jax.Array | None = None
+    alignment: AlignmentState | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,7 @@ class AutoencoderGradients(NamedTuple):
       discriminator: gradients of the discriminator; None before adversarial training.
       counts: (K, V) uses of the codes; None without a quantizer.
       spectral: power iteration's next vectors.
+      moments: moments of the features of generated images; None without a Fréchet loss.
     """
 
     params: Any
@@ -79,6 +84,7 @@ class AutoencoderGradients(NamedTuple):
     discriminator: Any
     counts: jax.Array | None
     spectral: Any
+    moments: RawMoments | None = None
 
 
 class _Forward(NamedTuple):

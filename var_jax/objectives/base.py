@@ -247,7 +247,9 @@ class Objective(abc.ABC, Generic[Frozen]):
         shardings: Any,
         replicated: NamedSharding,
     ) -> Any:
-        """Returns the state of a fresh run after initialization from its first batches.
+        """Returns the state before a run's first step after initialization from its first batches.
+
+        It is called for weights of `init_from` too, which the objective leaves as they are.
 
         Args:
           batches: starts the run's training batches from the first, on the devices.

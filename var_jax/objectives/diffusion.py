@@ -67,8 +67,10 @@ class Diffusion(LatentObjective):
     ) -> Any:
         """Returns the state with the mean and deviation of the first latents, by channel.
 
-        They are put among the parameters and into their average.
+        They are put among the parameters and into their average. Weights of `init_from` have them.
         """
+        if self.config.init_from:
+            return state
 
         def moments(latents):
             return jnp.mean(latents, axis=(0, 1, 2)), jnp.mean(latents**2, axis=(0, 1, 2))

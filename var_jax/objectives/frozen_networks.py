@@ -1,4 +1,4 @@
-"""The frozen networks of the tokenizer's perceptual and adversarial losses.
+"""The frozen networks of the tokenizer's perceptual, adversarial and Fréchet losses.
 
 Weights of EfficientNet-Lite0 come with an optional package: a run whose config asks for them
 without naming a file trains without the term where the package is missing, and says so. A file that
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import flax.struct
 import jax
 
+from var_jax.config.alignment_config import AlignmentConfig
 from var_jax.config.strict import require
 from var_jax.config.tokenizer_training import AdversarialConfig
 from var_jax.config.train import LossConfig, TrainConfig
@@ -43,10 +44,13 @@ class NetworkWeights:
       perceptual: weights of the perceptual distance; None in a run without it.
       features: weights of the backbone whose features a discriminator takes; None in a run without
         it.
+      alignment: weights of the network whose features a Fréchet loss compares; None in a run
+        without it.
     """
 
     perceptual: Any = None
     features: Any = None
+    alignment: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,18 +67,33 @@ class FrozenBackbone:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PooledNetwork:
+    """A frozen network that gives an image one vector of features.
+
+    Attributes:
+      params: its weights.
+      width: number of features.
+      pooled: (weights, images in [-1, 1]) -> (b, width) features.
+    """
+
+    params: Any
+    width: int
+    pooled: Callable[[Any, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class LossNetworks:
     """The frozen networks of a run; None for one that it does not use."""
 
     perceptual: Perceptual | None = None
     features: FrozenBackbone | None = None
+    alignment: PooledNetwork | None = None
 
     @property
     def weights(self) -> NetworkWeights:
         """The weights of the networks that the run uses."""
-        return NetworkWeights(
-            self.perceptual and self.perceptual.params, self.features and self.features.params
-        )
+        networks = self.perceptual, self.features, self.alignment
+        return NetworkWeights(*(network and network.params for network in networks))
 
 
 def load(config: TrainConfig, *, sizes_only: bool = False) -> tuple[TrainConfig, LossNetworks]:
@@ -105,6 +124,7 @@ def load(config: TrainConfig, *, sizes_only: bool = False) -> tuple[TrainConfig,
     networks = LossNetworks(
         _perceptual(loss, sizes_only=sizes_only) if loss.perceptual else None,
         _backbone(adversarial, sizes_only=sizes_only) if on_features else None,
+        _pooled(config.alignment) if config.alignment.weight else None,
     )
     return dataclasses.replace(config, loss=loss, adversarial=adversarial), networks
 
@@ -153,3 +173,12 @@ def _backbone(adversarial: AdversarialConfig, *, sizes_only: bool) -> FrozenBack
         "the path of DINO's ViT-S/16 weights (or give adversarial.feature_network=efficientnet)",
     )
     return FrozenBackbone(dino_vit.load(adversarial.feature_weights), levels)
+
+
+def _pooled(alignment: AlignmentConfig) -> PooledNetwork:
+    """Returns EfficientNet-Lite0; a run for the sake of its features is not made without them."""
+    from var_jax.pretrained import efficientnet
+
+    params = efficientnet.load(alignment.feature_weights)
+    pooled = functools.partial(efficientnet.pooled_at, side=alignment.feature_size)
+    return PooledNetwork(params, efficientnet.pooled_width(params), pooled)

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from var_jax.config.model import TokenizerConfig
+from var_jax.config.model import DECODING, TokenizerConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TEACHER = ("quantize",)  # turns tokens into the transformer's input
 ENCODER = ("encoder", "quant_conv", "quantize")
-DECODER = ("decoder", "post_quant_conv", "quantize")
+DECODER = (*DECODING, "quantize")
 
 
 @flax.struct.dataclass

@@ -143,3 +143,19 @@ def pooled(params: Params, images: Float[Array, "b H W c"]) -> Float[Array, "b d
     with jax.default_matmul_precision("highest"):
         x = stages(params, images, len(TRUNK))[-1]
         return relu6(conv(params["head"], x)).mean((1, 2))
+
+
+def pooled_width(params: Params) -> int:
+    """Returns the number of features of `pooled`, 1280."""
+    return params["head"]["bias"].size
+
+
+def pooled_at(params: Params, images: Float[Array, "b H W c"], side: int) -> Float[Array, "b d"]:
+    """Returns the features of `pooled` of images that are resized, bilinearly and antialiased.
+
+    Args:
+      images: as for `stages`.
+      side: height and width in pixels at which the network sees them.
+    """
+    shape = (images.shape[0], side, side, images.shape[-1])
+    return pooled(params, jax.image.resize(images, shape, "bilinear", antialias=True))

@@ -13,8 +13,8 @@ from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
 from var_jax.data import token_manifest
 from var_jax.data.model_fingerprint import later_defaults
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.io import hub_download, model_directory
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.sweep.run_state import require_reachable
 from var_jax.train.workdir import RESUMABLE
 
@@ -30,6 +30,8 @@ DISTINGUISHING = (
     "loss.perceptual_weights",
     "loss.perceptual_heads",
     "adversarial.feature_weights",
+    "alignment.tokens",
+    "alignment.feature_weights",
 )
 # Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
 # locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). A change of
@@ -61,6 +63,8 @@ def of_config(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         del values["adapter"]
     elif not config.adapter.cfg:
         del values["adapter"]["cfg"]
+    if config.alignment == TrainConfig.alignment:
+        del values["alignment"]
     if config.trainable == TrainConfig.trainable:
         del values["trainable"]
     if not config.optimizer.skip_spikes:

@@ -14,13 +14,16 @@ from jax.sharding import NamedSharding
 
 from var_jax.config.strict import plain, require
 from var_jax.data import image_fingerprints, loader, sources, streams, token_cache
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
-from var_jax.io import atomic
+from var_jax.io import atomic, model_directory
 from var_jax.io.json import read_object
+from var_jax.io.tokenizer_fingerprint import encoding_fingerprint, tokenizer_fingerprint
+from var_jax.objectives import decoder_alignment
 from var_jax.objectives.base import Frozen, Objective
+from var_jax.train import generated_tokens
+from var_jax.train.generated_tokens import GeneratedTokens
 
 HostBatch = Mapping[str, np.ndarray]
 CLASS_CHANGES_SHOWN = 5
@@ -41,8 +44,8 @@ class Inputs:
       class_names: class names by label.
       class_counts: training images of each class, if the data set states them; else empty.
       identity: a plain description of the data, which the workdir keeps so that a resumed run's
-        steps see the same images: "name", "class_names", the images of "train" and "held_out", and
-        the "fingerprint" (if a token cache notes it).
+        steps see the same images: "name", "class_names", the images of "train" and "held_out", the
+        "fingerprint" (if a token cache notes it), and that of "generated" tokens (if it uses any).
     Raises:
       UserError: the data, or the cache, is missing or does not match the run's config.
     """
@@ -72,7 +75,9 @@ class Inputs:
             )
             self._cache = token_cache.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
-            self._cache.check(data, config.tokenizer, _tokenizer_fingerprint(objective))
+            self._cache.check(
+                data, config.tokenizer, _tokenizer_fingerprint(objective, self._cache)
+            )
             self.class_names, self.class_counts = self._cache.class_names, ()
             counts, fingerprint = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {
@@ -94,6 +99,10 @@ class Inputs:
             self.class_names, self.class_counts = self._train.class_names, self._train.class_counts
             sizes = {"train": len(self._train), "held_out": len(self._eval)}
             fingerprint = {"fingerprint": self._train.fingerprint}
+        self._generated = None
+        if decoder_alignment.BATCH_KEY in objective.batch_shapes():
+            self._generated = GeneratedTokens(config)
+            fingerprint["generated"] = self._generated.fingerprint
         # Room in shared memory is asked for before any worker fills it. A cache without held-out
         # images is refused here, as the last step of every run has an evaluation.
         self._held_out = self._passes()
@@ -193,7 +202,7 @@ class Inputs:
                 workers=c.data.workers,
                 processes=self._processes,
             )
-        return loader.train_batches(
+        images = loader.train_batches(
             c.data,
             c.tokenizer.image_shape,
             c.batch_size,
@@ -203,6 +212,10 @@ class Inputs:
             rows=self._held,
             processes=self._processes,
         )
+        if self._generated is None:
+            return images
+        samples = self._generated.batches(start_step, self._held, self._processes)
+        return generated_tokens.beside(images, samples, decoder_alignment.BATCH_KEY)
 
     def held_out(self) -> Iterator[HostBatch]:
         """Returns one pass over the held-out images, and ends the passes begun before.
@@ -266,12 +279,20 @@ class Inputs:
             batches.close()
 
 
-def _tokenizer_fingerprint(objective: Objective[Any]) -> str:
-    """Returns the fingerprint of the tokenizer of an objective that learns from tokens."""
+def _tokenizer_fingerprint(objective: Objective[Any], cache: token_cache.Cache) -> str:
+    """Returns the fingerprint of the tokenizer of an objective that learns from a token cache.
+
+    It is the cache's for a tokenizer that differs in its decoder alone, whose tokens are the same.
+    """
     carried = objective.carried_model()
     assert carried is not None
     model, params = carried
-    return tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
+    tokenizer, weights = model.tokenizer, params["tokenizer"]
+    own, noted = tokenizer_fingerprint(tokenizer, weights), cache.manifest.fingerprint
+    if own == noted or not (cache.tokenizer_directory / "model.json").exists():
+        return own
+    encoder = encoding_fingerprint(*model_directory.load_tokenizer(cache.tokenizer_directory))
+    return noted if encoder == encoding_fingerprint(tokenizer, weights) else own
 
 
 class Words(NamedTuple):
@@ -327,6 +348,10 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A
         changed.append(
             f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, "
             f"{words.other} {was['fingerprint']})"
+        )
+    if "generated" in differ:
+        changed.append(
+            f"generated tokens of sample set {now['generated']}, {words.other} {was['generated']}"
         )
     if not changed and "cache" in differ:
         changed.append(

@@ -23,6 +23,8 @@ OF_A_HOST = (
     "loss.perceptual_weights",
     "loss.perceptual_heads",
     "adversarial.feature_weights",
+    "alignment.tokens",
+    "alignment.feature_weights",
 )
 
 

@@ -45,7 +45,7 @@ class RestoredRun(NamedTuple):
     Attributes:
       state: the state that its first step takes.
       evaluated: whether the evaluation that may be due at the state's step is done.
-      fresh: whether the parameters are freshly initialized.
+      fresh: whether no step was done before, so that what the data determine is still open.
     """
 
     state: TrainState
@@ -74,7 +74,7 @@ def first_state(
     if config.init_from:
         weights = initial_weights(objective, program)
         host_agreement.require_same_weights("the weights of init_from", weights)
-        return RestoredRun(program.first_state(weights))
+        return RestoredRun(program.first_state(weights), fresh=True)
     return RestoredRun(program.first_state(), fresh=True)
 
 

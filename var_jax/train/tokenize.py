@@ -24,10 +24,10 @@ from var_jax.config.model import ModelConfig
 from var_jax.config.strict import differences, plain, require
 from var_jax.config.train import MeshConfig, TrainConfig
 from var_jax.data import loader, readahead, sources, streams, token_manifest, transforms
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
 from var_jax.io import model_directory
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.models import networks
 from var_jax.models.encode import encode_pixels
 from var_jax.train import token_shards

@@ -48,6 +48,8 @@ RESUMABLE = (
     "loss.perceptual_weights",
     "loss.perceptual_heads",
     "adversarial.feature_weights",
+    "alignment.tokens",
+    "alignment.feature_weights",
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from var_jax.config.model import TokenizerConfig
+from var_jax.config.model import DECODING, TokenizerConfig
 from var_jax.config.strict import plain
 
 # Settings of the tokenizer that change no token.
@@ -42,3 +42,12 @@ def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) ->
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def encoding_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
+    """Returns one fingerprint of what makes a tokenizer's tokens and their codes.
+
+    Tokenizers that differ in their decoders alone share it, and so each reads the other's tokens.
+    """
+    encoding = {name: part for name, part in params.items() if name not in DECODING}
+    return tokenizer_fingerprint(config, encoding)
