@@ -124,7 +124,7 @@ def test_image_installs_extras_that_exist():
     setup_cfg.read(ROOT / "setup.cfg")
     extras = setup_cfg["options.extras_require"]
     assert {"tpu", "gcs", "cuda"} <= extras.keys()
-    for extra in ("slurm", "jobset", "perceptual", "demo", "hub", "wandb"):
+    for extra in ("slurm", "jobset", "perceptual", "features", "demo", "hub", "wandb"):
         requirement = extras[extra].partition("#")[0].strip()
         assert requirement in [
             line.partition("#")[0].strip() for line in extras["test"].split("\n")

@@ -9,7 +9,7 @@ from var_jax.errors import did_you_mean
 if TYPE_CHECKING:
     from var_jax.evaluate.features import FeatureNetwork
 
-WITH_ALL_METRICS = ("efficientnet", "inception")
+WITH_ALL_METRICS = ("efficientnet", "efficientnet_lite2", "inception")
 BESIDE = ("dinov2", "clip")  # whose distance alone is measured, beside another network's metrics
 
 
@@ -34,9 +34,9 @@ def add_feature_arguments(parser: argparse._ActionsContainer, *, several: bool =
             default=[Choice("efficientnet", "")],
             metavar="NETWORK[:FILE]",
             help="networks that images are compared by, with their weights: the first of "
-            "efficientnet (at 64 pixels, and the default) and inception:FILE gives all metrics, "
-            "and each further one its distance beside them, dinov2:FILE FD-DINOv2 and clip:FILE "
-            "CMMD",
+            "efficientnet (Lite0 at 64 pixels, and the default), efficientnet_lite2 and "
+            "inception:FILE gives all metrics, and each further one its distance beside them, "
+            "dinov2:FILE FD-DINOv2 and clip:FILE CMMD",
         )
     else:
         parser.add_argument(

@@ -20,9 +20,10 @@ from var_jax.pretrained import (
     weights,
 )
 
-SIDE = 64  # side in pixels of EfficientNet-Lite0's input
+SIDE = 64  # side in pixels of the input of both EfficientNets
 CMMD = "cmmd"  # the key of the distance by CLIP, the only one that is no Fréchet distance
-Kind = Literal["efficientnet", "inception", "dinov2", "clip"]
+Kind = Literal["efficientnet", "efficientnet_lite2", "inception", "dinov2", "clip"]
+IN_PACKAGES = ("efficientnet", "efficientnet_lite2")  # kinds whose weights a package has
 # What a file of each network that needs one is called, for messages.
 FILES = {
     "inception": (
@@ -38,16 +39,17 @@ def load(kind: Kind, path: str = "") -> FeatureNetwork:
     """Returns a network with its weights.
 
     Args:
-      kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; "inception", at
-        299 x 299; "dinov2", at 224 x 224, for FD-DINOv2 (Stein et al., arXiv 2306.04675); or
-        "clip", at its own size, for CMMD (Jayasumana et al., arXiv 2401.09603).
-      path: path of the weights; for EfficientNet-Lite0 "" is the installed package, for the others
-        a file is needed. That of Inception is the frozen graph of the ADM evaluator (`.pb`), or
+      kind: "efficientnet" (Lite0) and "efficientnet_lite2", at 64 x 64 pixels (bilinear,
+        antialiased), in [-1, 1]; "inception", at 299 x 299; "dinov2", at 224 x 224, for FD-DINOv2
+        (Stein et al., arXiv 2306.04675); or "clip", at its own size, for CMMD (Jayasumana et al.,
+        arXiv 2401.09603).
+      path: path of the weights; for EfficientNets "" is the installed package, for the others a
+        file is needed. That of Inception is the frozen graph of the ADM evaluator (`.pb`), or
         weights in torchvision's layout.
     Raises:
       UserError: there are no weights, or they are another network's.
     """
-    if not path and kind != "efficientnet":
+    if not path and kind not in IN_PACKAGES:
         by_weights = "by --weights, or " if kind == "inception" else ""
         raise UserError(
             f"features {kind!r} need a file of weights, such as {FILES[kind]}; name it "
@@ -56,17 +58,18 @@ def load(kind: Kind, path: str = "") -> FeatureNetwork:
     return LOADERS[kind](path)
 
 
-def _load_efficientnet(path: str) -> FeatureNetwork:
+def _load_efficientnet(path: str, size: efficientnet.Size, key: str) -> FeatureNetwork:
+    params = efficientnet.load(path, size)
     return FeatureNetwork(
-        f"EfficientNet-Lite0 {SIDE} px",
-        f"Fréchet distance, EfficientNet-Lite0 {SIDE} px",
+        f"{size.name} {SIDE} px",
+        f"Fréchet distance, {size.name} {SIDE} px",
         "",
-        weights.fingerprint(efficientnet.find_weights(path)),
+        weights.fingerprint(efficientnet.find_weights(path, size)),
         f"bilinear and antialiased to {SIDE} x {SIDE}",
-        1280,
-        efficientnet.load(path),
+        efficientnet.pooled_width(params),
+        params,
         _efficientnet,
-        key="fd_efficientnet",
+        key=key,
     )
 
 
@@ -174,7 +177,12 @@ def _inception_with_spatial(
 
 
 LOADERS = {
-    "efficientnet": _load_efficientnet,
+    "efficientnet": functools.partial(
+        _load_efficientnet, size=efficientnet.LITE0, key="fd_efficientnet"
+    ),
+    "efficientnet_lite2": functools.partial(
+        _load_efficientnet, size=efficientnet.LITE2, key="fd_efficientnet_lite2"
+    ),
     "inception": _load_inception,
     "dinov2": _load_dinov2,
     "clip": _load_clip,

