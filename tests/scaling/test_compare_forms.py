@@ -14,8 +14,11 @@ from var_jax.scaling import (
     curve_fit,
     forms,
     forms_text,
+    laws,
+    losses,
     select_runs,
     table,
+    whitening,
 )
 
 RUNS = Path(__file__).parents[2] / "docs" / "results" / "scaling_fashion" / "runs.csv"
@@ -236,3 +239,32 @@ def test_size_exponent_mends_the_hold_out_of_the_committed_sweep():
     assert compared["forms"]["size_exponent"]["parameters"]["kappa"] > 0
     law_with_forms = dataclasses.replace(law, summary={**law.summary, **compared})
     assert "size_exponent" in "\n".join(forms_text.form_lines(law_with_forms.summary))
+
+
+def test_copies_have_the_noise_that_the_law_has():
+    """Where the likelihood takes small runs for noisier and half of the noise for common to runs of
+    one size, copies of a small run scatter more by that power, and runs of one size together."""
+    x, y, theta = joint(shape=(8, 6), noise=3e-3)
+    logx = np.log(x)
+    maps = dataclasses.replace(
+        whitening.independent(logx, np.ones(len(x))), growth=np.array(0.5), share=np.array(0.5)
+    )
+    fit = laws.Fit(np.array(theta), 0.0, 1.0, np.nan, losses.StudentT(), maps)
+    rows = [
+        {"run": f"r{i}", "params": n, "tokens": d, "loss": loss}
+        for i, ((n, d), loss) in enumerate(zip(x, y, strict=True))
+    ]
+    sample = select_runs.sample(table.build(rows), "loss", ("params", "tokens"))
+    points = compare_forms._points(sample, np.ones(len(x), bool), fit, 3e-3, np.inf)
+    fits = {forms.JOINT: points.near}
+    copies = compare_forms._copies(fits, points, None, 2000, 0)
+    off = copies - copies.mean(axis=0)
+    order = np.argsort(sample.x[:, 0])
+    small, large = order[:6], order[-6:]
+    ratio = off[:, small].std() / off[:, large].std()
+    sizes = sample.x[order, 0]
+    assert ratio == pytest.approx((sizes[-1] / sizes[0]) ** maps.exponent, rel=0.1)
+    together = np.corrcoef(off[:, small[0]], off[:, small[1]])[0, 1]
+    assert together == pytest.approx(0.5, abs=0.08)
+    across = np.corrcoef(off[:, small[0]], off[:, large[0]])[0, 1]
+    assert across == pytest.approx(0, abs=0.08)

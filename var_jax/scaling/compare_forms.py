@@ -10,7 +10,9 @@ copy, and their errors are compared draw by draw. The curve is the form that the
 criterion prefers on all points (Hurvich and Tsai 1989). It is the same for all forms, as around
 its own fit each form would be the truth and no error would show that it is wrong. It is not the
 measured losses, which have noise already: copies of them would have it twice. The noise has the
-size of the scatter about the curve, and the degrees of freedom that it leaves. The intervals are
+size of the scatter about the curve, and the degrees of freedom that it leaves. Where the law's
+likelihood takes small runs for noisier, or noise for common to runs of one size, so do the copies,
+and all forms weigh the runs accordingly. The intervals are
 those of what is measured in such copies. The error of the measured losses is one draw more, and
 lies outside about one interval in twenty, or in more where the curve is not the truth.
 """
@@ -40,9 +42,11 @@ class Points(NamedTuple):
       z: centered log inputs.
       center: the mean log inputs of the points that forms are fitted to.
       logy: log losses.
-      weights: weights of the points; a run that the law's likelihood takes for an outlier has less.
+      weights: weights of the points; a run that the law's likelihood takes for an outlier has less,
+        and so has a run whose size it takes for noisy.
       inside: the points that forms are fitted to; the others are left out.
       near: the law of those points, [E, log A, alpha, ...] of centered inputs.
+      share: fraction of the noise's variance that runs of one size have in common.
     """
 
     z: Float[Array, "n j"]
@@ -51,6 +55,7 @@ class Points(NamedTuple):
     weights: Float[Array, " n"]
     inside: Bool[Array, " n"]
     near: Float[Array, " p"]
+    share: float
 
 
 def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int = 0) -> dict:
@@ -109,11 +114,21 @@ def _points(sample: Sample, inside: Array, fit: laws.Fit, noise: float, nu: floa
     """Returns the points of which the kept ones have this law and noise."""
     logx, logy = np.log(sample.x), np.log(sample.y)
     center = logx[inside].mean(axis=0)
-    weights = sample.weights.astype(float)
+    weights, precision, share = sample.weights.astype(float), np.ones(len(logy)), 0.0
+    if fit.whitening is not None:
+        # As for predictions, the noise beyond the runs is that of the last.
+        size = np.clip(logx[:, 0], logx[inside, 0].min(), logx[inside, 0].max()) - center[0]
+        precision = np.exp(fit.whitening.exponent * size)
+        share = float(fit.whitening.share)
     if np.isfinite(nu):
-        off = (logy - np.log(fit.predict(sample.x))) / max(noise, SMALLEST_NOISE)
+        off = (logy - np.log(fit.predict(sample.x))) * precision / max(noise, SMALLEST_NOISE)
         weights = weights * (nu + 1) / (nu + off**2)
-    return Points(logx - center, center, logy, weights, inside, laws.shift(fit.theta, -center))
+    # The weights of the kept points still add up to their number.
+    weights = (
+        weights * precision**2 * weights[inside].sum() / (weights * precision**2)[inside].sum()
+    )
+    z, near = logx - center, laws.shift(fit.theta, -center)
+    return Points(z, center, logy, weights, inside, near, share)
 
 
 def _rest(
@@ -200,6 +215,10 @@ def _copies(fits, points: Points, floor, draws: int, seed: int) -> Float[Array, 
             variance = squares / freedom
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=(draws, len(points.logy)))
+    if points.share:
+        sizes, owner = np.unique(np.round(points.z[:, 0], 6), return_inverse=True)
+        common = rng.normal(size=(draws, len(sizes)))[:, owner]
+        normal = points.share**0.5 * common + (1 - points.share) ** 0.5 * normal
     scale = np.sqrt(variance * freedom / rng.chisquare(freedom, size=(draws, 1)))
     return curve + normal * scale / np.sqrt(np.maximum(points.weights, 1e-6))
 
