@@ -9,6 +9,7 @@ from var_jax.scaling import (
     bootstrap,
     estimate,
     frontier,
+    lack_of_fit,
     law_warnings,
     laws,
     losses,
@@ -91,6 +92,7 @@ def analyze(
     if resamples:
         samples = bootstrap_samples(sample, p, fit, floor, resamples)
     rest = without_largest(sample, floor)
+    tested = lack_of_fit.of_law(p, fit, int(np.sum(~likelihood.held)))
     names = laws.PARAMETER_NAMES[len(sample.inputs)]
     spread = None if samples is None else bootstrap.percentile(samples)
     summary: dict = {"form": laws.FORMS[len(sample.inputs)]}
@@ -117,6 +119,7 @@ def analyze(
             for name, v in zip(sample.inputs, sample.x.T, strict=True)
         },
         "noise": likelihood.noise,
+        "lack_of_fit": lack_of_fit.entry(tested),
         **holdout(sample, rest),
         "starts_agreeing": fit.starts_agreeing,
         "variable_projection_cost": fit.projected,
@@ -131,6 +134,7 @@ def analyze(
     summary["warnings"] = [
         *sample.notes,
         *law_warnings.warnings(sample, fit, huber, likelihood, ends, floor),
+        *lack_of_fit.warnings(tested),
     ]
     return Law(key, sample, fit, huber, likelihood, samples, known, summary)
 

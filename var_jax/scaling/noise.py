@@ -1,11 +1,14 @@
 """Chooses the noise that the runs of a sweep have, from their residuals.
 
 The noise is normal, of one size and independent, unless the runs clearly show otherwise: heavy
-tails (Student's t), a standard deviation that changes with the size of a run, or a part that runs
-of one size have in common. What is clear is a threshold of the gain in restricted log likelihood,
-which for n runs and p parameters is the gain in log likelihood times (n - p) / n, less half the
-growth of the log determinant of the law's information. docs/results/interval_coverage.md justifies
-the thresholds by the share of planted laws that the intervals hold.
+tails (Student's t), a standard deviation that falls with the size of a run, or a part that runs of
+one size have in common. Where repeated runs show that the law does not describe the runs
+(`lack_of_fit`), what it leaves over is not taken for noise of small runs.
+
+What is clear is a threshold of the gain in restricted log likelihood, which for n runs and p
+parameters is the gain in log likelihood times (n - p) / n, less half the growth of the log
+determinant of the law's information. docs/results/interval_coverage.md justifies the thresholds by
+the share of planted laws that the intervals hold.
 
 Sources: Lange, Little and Taylor 1989, Robust statistical modeling using the t distribution;
 Patterson and Thompson 1971, Recovery of inter-block information when block sizes are unequal.
@@ -18,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from var_jax.scaling import laws, losses, solver, whitening
+from var_jax.scaling import lack_of_fit, laws, losses, solver, whitening
 from var_jax.scaling.solver import Array, Problem
 from var_jax.scaling.whitening import Whitening
 
@@ -30,7 +33,10 @@ CLEAR_TAILS = 3.0
 # unbounded where (nu + 1) (n - p) < n; this factor keeps away from that.
 SAFETY = 2.0
 
-GROWTHS = np.round(np.arange(-1.0, 1.01, 0.2), 2)  # values of `Whitening.growth` that are tried
+# Values of `Whitening.growth` that are tried. All are of noise that grows for small runs: what a
+# wrong form leaves over is largest where the law is steep or far from other runs, and would
+# otherwise be taken for noise of the largest ones.
+GROWTHS = np.round(np.arange(0.0, 1.01, 0.2), 2)
 CLEAR_GROWTH = 1.5  # gain at which noise that changes with size is chosen
 # Degrees of freedom, n - p, from which noise may change with size. With fewer the growth is known
 # so badly that intervals hold the truth less often with it than without.
@@ -111,6 +117,7 @@ def choose(p: Problem, near: Float[Array, "k s p"], held: Bool[Array, " p"]) -> 
         maps = dataclasses.replace(independent, growth=GROWTHS)
         for gain, option in tuple(options):
             rise, growth, law = _profile(normal, option, held, maps, freedom)
+            rise = np.where(_is_contradicted(normal, law, growth, held), -math.inf, rise)
             options.append((gain + rise - CLEAR_GROWTH, option._replace(growth=growth, theta=law)))
     score = none
     for gain, option in options:
@@ -204,6 +211,16 @@ def _profile(
     offset = np.clip((below - above) / (2 * bend), -0.5, 0.5)
     value = tried[lowest] + np.where(lowest == inner, offset, 0) * (tried[1] - tried[0])
     return Profiled(gain, value, ends[lowest, each])
+
+
+def _is_contradicted(
+    p: Problem, theta: Float[Array, "s p"], growth: Float[Array, " s"], held: Bool[Array, " p"]
+) -> Bool[Array, " s"]:
+    """Returns for which sweeps repeated runs show that a growth is misfit rather than noise."""
+    maps = dataclasses.replace(whitening.independent(p.logx, p.weights), growth=growth)
+    residuals = solver.residuals(dataclasses.replace(p, whitening=maps), theta)
+    tested = lack_of_fit.examine(p.logx, residuals, p.weights, int(np.sum(~held)))
+    return np.zeros(len(theta), bool) if tested is None else tested.is_clear
 
 
 def _refined(p: Problem, best: Choice, maps: Whitening, held: Bool[Array, " p"]) -> Choice:
