@@ -17,7 +17,7 @@ DETERMINED = 10.0  # ratio of the ends of an exponent's interval above which it 
 # the share of planted sweeps of 4 sizes with half of the variance shared whose 95 % interval of
 # alpha holds the truth (docs/results/interval_coverage.md).
 SIZES_TO_SHARE = 6
-COVERAGE_OF_FEW_SIZES = 0.835
+COVERAGE_OF_FEW_SIZES = 0.867
 REMEDIES = {
     "params": "add sizes",
     "tokens": "add token budgets",
