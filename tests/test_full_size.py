@@ -1,6 +1,7 @@
 """The published sizes: d16 and its tokenizer from seeded weights of the released shapes (about 4
 GB), d36 by shapes."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -18,8 +19,10 @@ from var_jax.config.model import (
     TokenizerConfig,
     TransformerConfig,
 )
+from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.io.torch_keys import abstract
+from var_jax.models import refiner
 from var_jax.sampling import sampler
 from var_jax.sampling.image_keys import image_keys
 
@@ -60,6 +63,32 @@ def test_d16_is_converted_encodes_decodes_and_samples():
     assert len(np.unique(tokens)) > 50
     ranks, shares = likelier_when_guided(model, tokens, [207], cfg=1.5, top_k=900)
     assert 0 < ranks.max() < 900 and 0 < shares.max() < 0.961
+
+
+@pytest.mark.slow
+def test_d16_samples_with_a_refiner_of_its_width():
+    """At full size, 255 tokens of the scales up to 10 x 10 are sampled one after the other: each
+    greedy token is the largest of the refined logits of teacher forcing (to rounding between
+    near-ties), and for some it is not the largest of the model's own."""
+    states = [seeded_state_dict(RELEASED[name], seed=1) for name in ("vae_d16", "d16")]
+    own = Pipeline.from_torch(*states, scales=SCALES_256)
+    del states
+    config = RefinerConfig(last_scale=7)
+    shapes = refiner.param_shapes(config, own.config.transformer)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: 0.02 * random.standard_normal(leaf.shape, np.float32), shapes
+    )
+    refined = dataclasses.replace(own.config, refiner=config)
+    model = Pipeline(refined, {**own.params, "refiner": params})
+    image, tokens = model.sample([207], cfg=0, top_k=1, top_p=0, return_tokens=True)
+    assert image.shape == (1, 256, 256, 3) and 0 <= image.min() < image.max() <= 1
+    logits = model.logits(tokens, [207])
+    chosen = np.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    assert np.max(logits.max(axis=-1) - chosen) < 1e-3 * np.abs(logits).max()
+    refined_span = slice(0, own.config.tokenizer.scales.offsets[8])
+    unrefined = np.argmax(own.logits(tokens, [207]), axis=-1)
+    assert np.any(unrefined[:, refined_span] != tokens[:, refined_span])
 
 
 def likelier_when_guided(

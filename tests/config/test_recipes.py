@@ -86,6 +86,9 @@ def test_config_file_copied_elsewhere_gives_the_same_run(file, tmp_path):
     """Users copy a config to edit it, so that it may need no file beside it."""
     copied = load_module(Path(shutil.copy(file, tmp_path)))
     original = load_module(file)
+    if file.stem == "refiner":  # of a model that is there already, without arguments
+        assert from_config_dict(copied.get_config()) == from_config_dict(original.get_config())
+        return
     # Those of adapters are kinds: their model is there already; one file has sweeps alone.
     both_stages = () if file.stem == "scaling_fashion" else ("tokenizer", "d2")
     arguments = getattr(original, "KINDS", getattr(original, "ARGUMENTS", both_stages))

@@ -12,7 +12,7 @@ from var_jax.cli.images import box_mask
 from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError
 from var_jax.models.transformer import Cache, Transformer
-from var_jax.sampling import sampler
+from var_jax.sampling import kept_scales, sampler
 from var_jax.sampling.image_keys import image_keys
 from var_jax.sampling.logits import filter_logits
 
@@ -241,7 +241,9 @@ def test_kept_tokens_are_the_images_own(model, values):
         params,
         edit=sampler.EditSource(tokens, keep),
     )
-    parts = [np.asarray(part) for part in sampler.keep_by_scale(jnp.asarray(keep), small.SCALES)]
+    parts = [
+        np.asarray(part) for part in kept_scales.keep_by_scale(jnp.asarray(keep), small.SCALES)
+    ]
     assert parts[0].all() and not parts[1].all()  # scales of at most three tokens are given
     np.testing.assert_array_equal(parts[-1], keep.reshape(8, -1))
     remaining = np.concatenate(parts, axis=1)

@@ -78,6 +78,10 @@ class Chain:
         transformer = self.config.transformer
         if transformer is None:
             raise UserError("the model is a tokenizer alone; adapters change a transformer")
+        if self.config.refiner is not None:
+            raise UserError(
+                "the model has a refiner, which was trained on it without adapters; leave one out"
+            )
         base_check.require_fits(adapter, transformer, self.fingerprint)
         weight = checked_weight(weight, adapter.source)
         for i, link in enumerate(self.links):

@@ -40,6 +40,7 @@ from var_jax.cli.args import require_apart
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import (
     add_dtype_argument,
+    add_refiner_argument,
     add_sampling_arguments,
     load,
     sampling_arguments,
@@ -108,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "image's name",
     )
     add_adapter_argument(parser)
+    add_refiner_argument(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
 
@@ -130,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     models.fetch(args)
     names = read_class_names(args.model, args.adapter)
     label = None if args.label is None else class_labels.parse_one(args.label, names)
-    model = load(args.model, args.dtype, args.adapter)
+    model = load(args.model, args.dtype, args.adapter, args.refiner)
     warn_of_learned_guidance(args.adapter, args.cfg)
     tokenizer = model.config.tokenizer
     images = np.stack([read_image(file, tokenizer, args.resize) for file in files])

@@ -39,6 +39,7 @@ from var_jax.cli.evaluate import add_image_arguments
 from var_jax.cli.sample import (
     add_dtype_argument,
     add_partner_arguments,
+    add_refiner_argument,
     add_sampling_arguments,
     check_partner_arguments,
     load,
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "was begun)",
     )
     add_adapter_argument(parser)
+    add_refiner_argument(parser)
     add_partner_arguments(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
@@ -146,7 +148,7 @@ def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
     out = sample_set.check(made, args.out, args.png)
     tokens = None
     if args.tokens_out is not None:
-        exact = load(args.model, None, args.adapter) if args.dtype else model
+        exact = load(args.model, None, args.adapter, args.refiner) if args.dtype else model
         tokens = sample_tokens.prepare(args.tokens_out, exact, made, out)
     score = None
     if network and reference and not out.exists():

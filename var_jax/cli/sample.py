@@ -7,6 +7,7 @@ example:
   var-jax sample --model models/d30 --then models/d16 --keep-scales 7 --labels 0-9 \\
       --dtype bfloat16 --out fast.png
   var-jax sample --model models/d16 --adapter runs/mug=0.8 --labels mug --num 8 --out mugs.png
+  var-jax sample --model models/d16 --refiner runs/refiner --labels 207 --out refined.png
   var-jax sample --model models/d16 --labels 207 --cfg 0,0,1,1,2,2,3,3,0,0 \\
       --temperature 1.2:0.9 --out schedules.png
 """
@@ -64,9 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--gif", metavar="F.gif", help="also save an animation of the grid, scale by scale"
     )
     add_adapter_argument(parser)
+    add_refiner_argument(parser)
     add_partner_arguments(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
+
+
+def add_refiner_argument(parser: argparse.ArgumentParser):
+    """Adds the option of a logit refiner."""
+    parser.add_argument(
+        "--refiner",
+        metavar="DIR",
+        help="a logit refiner of the model, which samples the tokens of a scale one after the "
+        "other: better images in more time",
+    )
 
 
 def add_partner_arguments(parser: argparse.ArgumentParser):
@@ -210,24 +222,48 @@ def read_labels(args: argparse.Namespace) -> list[int]:
     return class_labels.parse(args.labels, read_class_names(args.model, args.adapter))
 
 
-def load(directory: str, dtype: str | None, adapters: Sequence[WeightedAdapter] = ()) -> "Pipeline":
+def load(
+    directory: str,
+    dtype: str | None,
+    adapters: Sequence[WeightedAdapter] = (),
+    refiner: str | None = None,
+) -> "Pipeline":
     """Returns a model on all devices of this machine, in `dtype` (None: the config's dtype).
 
     Raises:
-      UserError: there is no such model, or an adapter is not of it.
+      UserError: there is no such model, or an adapter or the refiner is not of it.
     """
     import jax
 
     from var_jax import Pipeline
 
     model = with_adapters(Pipeline.from_pretrained(directory), adapters)
+    if refiner is not None:
+        own, model = model, model.with_refiner(refiner)
+        log.info("%s", _cost(own, model))
     model = model.astype(dtype) if dtype else model
     return model.spread() if jax.local_device_count() > 1 else model
 
 
+def _cost(own: "Pipeline", refined: "Pipeline") -> str:
+    """Returns what a refiner adds to the model's own passes and FLOPs, in one line."""
+    from var_jax.sampling import sampler_registry
+
+    passes, work = [], []
+    for model in (own, refined):
+        sampler = sampler_registry.find(model.config)
+        prepared = sampler.benchmark_settings(model.config, 0.0)
+        passes.append(sampler.sequential_passes(model.config, prepared))
+        work.append(sampler.generation_flops(model.config, prepared))
+    return (
+        f"the refiner adds {passes[1] - passes[0]} passes to the model's {passes[0]} per image, "
+        f"and {work[1] / work[0] - 1:.0%} to its FLOPs"
+    )
+
+
 def load_partners(args: argparse.Namespace) -> tuple:
     """Returns the model and the one that continues from it (None without --then)."""
-    model = load(args.model, args.dtype, args.adapter)
+    model = load(args.model, args.dtype, args.adapter, args.refiner)
     warn_of_learned_guidance(args.adapter, args.cfg)
     return model, None if args.then is None else load(args.then, args.dtype)
 

@@ -22,7 +22,7 @@ from var_jax.config import objective_keys
 from var_jax.config.idle_rules import RULES, TOKENIZER_RULES, Rule
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
-from var_jax.config.train import TrainConfig
+from var_jax.config.train import ON_A_BASE, TrainConfig
 from var_jax.errors import UserError
 
 TOKENIZER_SECTIONS = (
@@ -33,7 +33,7 @@ TOKENIZER_SECTIONS = (
     "progressive",
 )
 TRANSFORMER_LOSSES = ("label_smoothing",)
-# An adapter's tokenizer and weights are its base's, and it is all that is trained.
+# The tokenizer and weights of an adapter or refiner are its base's, and it is all that is trained.
 OF_BASE = ("tokenizer_dir", "init_from", "trainable")
 
 
@@ -45,10 +45,10 @@ def other_stage(config: TrainConfig) -> dict[str, Any]:
     else:
         keys = [f"{section}.{key}" for section in TOKENIZER_SECTIONS for key in defaults[section]]
         keys += [f"loss.{key}" for key in defaults["loss"] if key not in TRANSFORMER_LOSSES]
-    if config.stage == "adapter":
+    if config.stage in ON_A_BASE:
         keys += OF_BASE
-    else:
-        keys += [f"adapter.{key}" for key in defaults["adapter"]]
+    others = [stage for stage in ON_A_BASE if stage != config.stage]
+    keys += [f"{stage}.{key}" for stage in others for key in defaults[stage]]
     return {key: _at(values, key) for key in keys if _at(values, key) != _at(defaults, key)}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from var_jax.config.train import TrainConfig
+from var_jax.config.train import ON_A_BASE, TrainConfig
 
 
 class Rule(NamedTuple):
@@ -29,8 +29,8 @@ def _on_features(config: TrainConfig) -> bool:
 
 
 def _in_float32(config: TrainConfig) -> bool:
-    """Whether a transformer, or an adapter of one, is trained in float32."""
-    transformer = config.transformer if config.stage in ("transformer", "adapter") else None
+    """Whether a transformer, or an adapter or refiner of one, is trained in float32."""
+    transformer = config.transformer if config.stage in ("transformer", *ON_A_BASE) else None
     return transformer is not None and transformer.dtype == "float32"
 
 
@@ -94,6 +94,17 @@ RULES = (
         ),
         "adapter.cfg",
         lambda c: c.stage == "adapter" and bool(c.adapter.cfg),
+    ),
+    Rule(
+        (
+            "transformer.progressive",
+            "transformer.progressive_from",
+            "transformer.progressive_warmup",
+            "transformer.scale_weights",
+            "transformer.flip_share",
+        ),
+        "stage",
+        lambda c: c.stage == "refiner",
     ),
     Rule(("adapter.start",), "adapter.classes", lambda c: not c.adapter.classes),
     Rule(

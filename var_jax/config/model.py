@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.strict import require, require_from_data
 from var_jax.config.transformer_config import DType, TransformerConfig
@@ -199,10 +200,15 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The config of a model, or of only a tokenizer (`transformer` None)."""
+    """The config of a model, or of only a tokenizer (`transformer` None).
+
+    Attributes:
+      refiner: the logit refiner that samples within the scales; None without one.
+    """
 
     tokenizer: TokenizerConfig
     transformer: TransformerConfig | None = None
+    refiner: RefinerConfig | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "z_channels", "scales") if self.transformer else ():
@@ -221,6 +227,10 @@ class ModelConfig:
             )
             object.__setattr__(self, "transformer", followed)
             require_from_data("transformer.num_classes", self.transformer.num_classes)
+        if self.refiner is not None:
+            require(self.transformer is not None, "transformer", None, "given with a refiner")
+            assert self.transformer is not None
+            self.refiner.check(self.transformer)
 
 
 def with_pixel_channels(

@@ -12,6 +12,7 @@ from var_jax.config.model import (
     require_codes,
     with_pixel_channels,
 )
+from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.sections import (
     DataConfig,
     DiscriminatorOptimizerConfig,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:  # which only config files need, and a run that is built in co
     from ml_collections import config_dict
 
 # Values of `stage`. `objectives.registry` maps them to objectives, and may add further ones.
-STAGES = ["tokenizer", "transformer", "adapter"]
+STAGES = ["tokenizer", "transformer", "adapter", "refiner"]
+ON_A_BASE = ("adapter", "refiner")  # stages whose section of the same name has the key `base`
 # Keys that 0 leaves to the data, and the values (channels, classes) of data sets that are the same
 # everywhere.
 SIZES_OF_DATA = ("tokenizer.in_channels", "transformer.num_classes")
@@ -41,7 +43,7 @@ class TrainConfig:
     """A frozen dataclass of all settings of a training run of one stage.
 
     Attributes:
-      stage: which of the two models is trained, or an adapter of a whole model.
+      stage: which of the two models is trained, or an adapter or logit refiner of a whole model.
       seed: seed of initialization, data order and dropout.
       steps: length of the run; steps * batch_size / images is the number of passes over the
         training images.
@@ -97,6 +99,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig | None = None
     adapter: AdapterConfig = AdapterConfig()
+    refiner: RefinerConfig = RefinerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
@@ -262,7 +265,8 @@ def from_config_dict(config: "config_dict.ConfigDict") -> TrainConfig:
     for key in ("tokenizer_dir", "init_from"):
         require_path(getattr(run, key), key, on_hub=True)
     require_path(run.branch_from, "branch_from")
-    require_path(run.adapter.base, "adapter.base")
+    for stage in ON_A_BASE:
+        require_path(getattr(run, stage).base, f"{stage}.base")
     require_path(run.alignment.tokens, "alignment.tokens")
     for key in ("data_dir", "source_dir", "tokens_dir"):
         require_path(getattr(run.data, key), f"data.{key}")

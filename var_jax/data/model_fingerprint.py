@@ -56,8 +56,10 @@ def model_fingerprint(config: ModelConfig, params: dict) -> str:
     ]
     parts += [
         hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
-        for leaf in jax.tree.leaves(params.get("transformer"))
+        for leaf in jax.tree.leaves([params.get("transformer"), params.get("refiner")])
     ]
+    if config.refiner is not None:
+        parts.append(repr(config.refiner))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from var_jax.errors import UserError
 from var_jax.io import pictures
 from var_jax.ops.normalize import normalize_images
 from var_jax.pipeline import Pipeline
-from var_jax.sampling import sampler, sampler_registry, validate
+from var_jax.sampling import kept_scales, sampler_registry, validate
 
 # No guidance, in the program that guides: (1 + t) a - t b is `a` to the last bit, and a cfg of 0
 # compiles another one.
@@ -50,7 +50,7 @@ def class_choices(config: ModelConfig, class_names: Sequence[str]) -> list[tuple
 
 def default_keep_scales(config: TokenizerConfig) -> int:
     """Returns the number of leading scales that an edit keeps by default, the published rule."""
-    return min(sampler.published_keep_scales(config.scales), len(config.scales) - 1)
+    return min(kept_scales.published_keep_scales(config.scales), len(config.scales) - 1)
 
 
 def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # which the library repeats without end.
 MOST_RECEIVED = 3  # times the size of a file
 CHUNK = 1 << 20  # bytes that are hashed at once
-PARTS = ("tokenizer", "transformer")  # of a model, each with a file of weights
+PARTS = ("tokenizer", "transformer", "refiner")  # of a model, each with a file of weights
 
 
 def local_directory(address: str, parts: Collection[str] = PARTS) -> Path:

@@ -16,7 +16,7 @@ from var_jax.io.hub_errors import explained
 from var_jax.io.hub_library import endpoint, library
 
 # Files of a model that an earlier commit may have and a new one may not.
-OPTIONAL = ("transformer.safetensors", "data.json", model_card.GRID)
+OPTIONAL = ("transformer.safetensors", "refiner.safetensors", "data.json", model_card.GRID)
 
 
 class Published(NamedTuple):

@@ -25,7 +25,8 @@ class LoadedModel:
     Attributes:
       config: the frozen configuration; `.tokenizer` and `.transformer` (None without a
         transformer).
-      params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays.
+      params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays; with "refiner" where
+        the model has one.
       class_names: class names by id, if the model's directory has them; else empty.
     """
 
@@ -178,12 +179,13 @@ class LoadedModel:
     def astype(self, dtype: DType) -> Self:
         """Returns the same model stored and computed in another dtype, "float32" or "bfloat16"."""
         require(dtype in get_args(DType), "dtype", dtype, " or ".join(get_args(DType)))
-        parts = {
+        parts = {  # a refiner computes as the transformer does
             name: part and dataclasses.replace(part, dtype=dtype, param_dtype=dtype)
             for name, part in vars(self.config).items()
+            if name != "refiner"
         }
         other = type(self)(
-            ModelConfig(**parts),
+            dataclasses.replace(self.config, **parts),
             jax.tree.map(lambda x: x.astype(dtype), self.params),
             self.class_names,
         )

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.model import ModelConfig, TokenizerConfig
 from var_jax.config.strict import build, differences, plain, require
 from var_jax.errors import UserError
 from var_jax.io import array_file, atomic, checkpoint
 from var_jax.io.finite import require_finite
 from var_jax.io.json import read_object
-from var_jax.io.torch_keys import abstract
+from var_jax.models import init, refiner
 
 MODEL_FORMAT = 1
 ADAPTER = "adapter.safetensors"  # the file of an adapter (`adapters.adapter_file`)
+REFINER = "logit_refiner.safetensors"  # the file of a refiner (`io.refiner_file`)
 
 
 def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: Sequence[str] = ()):
@@ -30,14 +31,15 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
     Args:
       directory: where to write; it is created if it is missing.
       config: the model's configuration.
-      params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
+      params: {"tokenizer": parameters, "transformer": parameters, "refiner": parameters}; the last
+        two are optional.
       class_names: the names of classes by id, written to `data.json` as in a workdir; may be
         empty.
     Raises:
-      UserError: the directory cannot be written, or holds an adapter.
+      UserError: the directory cannot be written, or holds an adapter or a refiner.
     """
-    if (directory / ADAPTER).exists():  # its data.json is of the images of the adapter's run
-        raise UserError(f"{directory} holds an adapter; save the model to another directory")
+    if held := _held(directory):  # its data.json is of the images of that run
+        raise UserError(f"{directory} holds {held}; save the model to another directory")
     new = {part: directory / f"{part}.safetensors.new" for part in params}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
             path.replace(directory / f"{part}.safetensors")
         atomic.write(
             directory / "model.json",
-            json.dumps({"format": MODEL_FORMAT, **plain(config)}, indent=1),
+            json.dumps({"format": MODEL_FORMAT, **_sections(config)}, indent=1),
         )
     except OSError as error:
         raise UserError(
@@ -77,9 +79,9 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
     if _is_workdir(directory):
         return _load_workdir(directory)
     config = read_config(directory)
-    parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
     return config, {
-        part: _load_part(directory / f"{part}.safetensors", getattr(config, part)) for part in parts
+        part: _load_part(directory / f"{part}.safetensors", shapes)
+        for part, shapes in _part_shapes(config).items()
     }
 
 
@@ -91,7 +93,7 @@ def load_tokenizer(directory: epath.Path) -> tuple[TokenizerConfig, dict]:
     """
     if not _is_workdir(directory):
         config = read_config(directory).tokenizer
-        return config, _load_part(directory / "tokenizer.safetensors", config)
+        return config, _load_part(directory / "tokenizer.safetensors", init.param_shapes(config))
     if (directory / "tokenizer" / "model.json").exists():
         return load_tokenizer(directory / "tokenizer")
     config, params = _load_workdir(directory)
@@ -116,10 +118,11 @@ def _is_workdir(directory: epath.Path) -> bool:
     require_directory(directory)
     if (directory / "model.json").exists():
         return False
-    if (directory / ADAPTER).exists():
+    if held := _held(directory):
+        name = held.split()[-1]
         raise UserError(
-            f"{directory} holds an adapter, and no model; give the model that it was trained on, "
-            f"and this directory as its adapter (--adapter {directory})"
+            f"{directory} holds {held}, and no model; give the model that it was trained on, "
+            f"and this directory as its {name} (--{name} {directory})"
         )
     if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
         return True
@@ -171,11 +174,36 @@ def read_config(directory: epath.Path) -> ModelConfig:
     return build(ModelConfig, values, "model")
 
 
-def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) -> dict:
+def _held(directory: epath.Path) -> str:
+    """Returns what the directory of a run on a frozen model holds, such as "an adapter"; or ""."""
+    held = {ADAPTER: "an adapter", REFINER: "a refiner"}
+    return next((words for name, words in held.items() if (directory / name).exists()), "")
+
+
+def _sections(config: ModelConfig) -> dict[str, Any]:
+    """Returns a model's plain config; earlier versions read that of a model without a refiner."""
+    sections = plain(config)
+    if config.refiner is None:
+        del sections["refiner"]
+    return sections
+
+
+def _part_shapes(config: ModelConfig) -> dict[str, Any]:
+    """Returns the shapes of the parameters of each part that a model has."""
+    parts = {"tokenizer": init.param_shapes(config.tokenizer)}
+    if config.transformer is not None:
+        parts["transformer"] = init.param_shapes(config.transformer)
+        if config.refiner is not None:
+            parts["refiner"] = refiner.param_shapes(config.refiner, config.transformer)
+    return parts
+
+
+def _load_part(path: epath.Path, shapes: Any) -> dict:
     params = array_file.load_arrays(path)
     arrays = flatten_dict(params, sep="/")
     file_shapes = {name: list(array.shape) for name, array in arrays.items()}
-    config_shapes = {name: list(leaf.shape) for name, leaf in abstract(config).items()}
+    expected: Any = flatten_dict(shapes, sep="/")
+    config_shapes = {name: list(leaf.shape) for name, leaf in expected.items()}
     if different := differences(config_shapes, file_shapes):
         raise UserError(f"{path} does not fit its model.json: {'; '.join(different[:5])}")
     for name, array in arrays.items():

@@ -125,6 +125,9 @@ def to_torch(
         repr(config.tokenizer.codes),
         "'euclidean' or 'cosine' for published keys, which are those of a codebook",
     )
+    require(
+        config.refiner is None, "the model's refiner", "there", "none: it has no published keys"
+    )
 
     def state(sizes: TokenizerConfig | TransformerConfig, part: str) -> State:
         return part_to_torch(sizes, params[part]) | (buffers(sizes) if with_buffers else {})

@@ -7,6 +7,7 @@ counted too) and `six_nd_train_flops`.
 """
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.ops import masks
 
@@ -169,6 +170,19 @@ def generation_flops(
     cached = 0.0 if config.objective == "diffusion" else adaln_flops(config)
     sequence += (evaluations - 1) * (sequence - cached)
     return (2 if guided else 1) * sequence
+
+
+def refiner_flops(config: RefinerConfig, model: TransformerConfig) -> float:
+    """Returns the FLOPs per image of a logit refiner, of teacher forcing or of sampling.
+
+    They come on top of the model's. Attention is causal within a scale, and cached in sampling, so
+    that n tokens have n (n + 1) / 2 pairs. Each row of guidance has them.
+    """
+    c, scales = config.blocks(model), config.scales(model)
+    a_token = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden)
+    a_token += (model.width + model.vocab_size) * c.width
+    pairs = sum(n * (n + 1) // 2 for n in scales.lengths)
+    return float(2 * scales.total * a_token + 4 * c.depth * c.width * pairs)
 
 
 def encode_flops(config: TokenizerConfig) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from var_jax.config.model import ModelConfig
-from var_jax.models import networks
+from var_jax.models import networks, refiner
 from var_jax.models.tokenizer import Tokenizer
 
 
@@ -38,6 +38,10 @@ def logits(
     """Returns teacher-forced logits (b, L, V) of tokens (b, L), without dropout."""
     network = networks.find(config.transformer)
     inputs = network.inputs_of_tokens(_tokenizer(config, params), tokens)
+    if config.refiner is not None:
+        base = refiner.predictions(config.transformer, params["transformer"], inputs, labels)
+        module = refiner.Refiner(config.refiner, config.transformer)
+        return module.apply({"params": params["refiner"]}, *base, tokens)
     transformer = network.module(config.transformer)
     return transformer.apply({"params": params["transformer"]}, inputs, labels)
 

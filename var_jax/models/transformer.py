@@ -29,6 +29,8 @@ from var_jax.ops.mixed_precision import add_bias
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+HIDDEN = "head_input"  # the name of the hidden states among the intermediates
+
 
 class Transformer(nn.Module):
     """The transformer over tokens of all scales, conditioned on a class.
@@ -153,5 +155,6 @@ class Transformer(nn.Module):
         else:
             head = self.head_ada(cond)
         scale, shift = jnp.moveaxis(head, 1, 0)
-        logits = self.head(layer_norm(x, scale, shift))
-        return constrain(logits, "batch", "tokens", "act_vocab")
+        x = layer_norm(x, scale, shift)
+        self.sow("intermediates", HIDDEN, x)  # for a refiner; nothing unless asked for
+        return constrain(self.head(x), "batch", "tokens", "act_vocab")

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.adapters import parameters
 from var_jax.config.train import TrainConfig
-from var_jax.devices import sharding
-from var_jax.models import init
 from var_jax.objectives import frozen_base
-from var_jax.objectives.base import Objective
 from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_base import Base, FrozenBase
-from var_jax.objectives.latent import LatentObjective
+from var_jax.objectives.on_frozen_base import OnFrozenBase
 from var_jax.objectives.step_types import Batch, Metrics
 from var_jax.sampling import labels as class_labels
 
@@ -36,15 +31,11 @@ if TYPE_CHECKING:
 SAMPLES_SHOWN = 16  # images that `next_command` proposes
 
 
-class AdapterTraining(LatentObjective):
+class AdapterTraining(OnFrozenBase):
     """The objective of a frozen model, with only an adapter's parameters trained.
 
-    Parameters are those of `adapters.parameters`. Optimizer, average, checkpoints and meshes see
-    nothing else; the frozen model is among the frozen weights.
+    Parameters are those of `adapters.parameters`.
     """
-
-    carries_model = False
-    frozen: FrozenBase
 
     @classmethod
     def load_frozen(
@@ -58,19 +49,12 @@ class AdapterTraining(LatentObjective):
         return resolved, frozen_base.load(resolved, base, workdir)
 
     @classmethod
-    def frozen_config(cls, config: TrainConfig) -> TrainConfig:
-        return frozen_base.with_base(config, frozen_base.read_base(config))
+    def with_base(cls, config: TrainConfig, base: Base, started_with: Any = None) -> TrainConfig:
+        return frozen_base.with_base(config, base, started_with)
 
     @classmethod
-    def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenBase]:
-        base = frozen_base.read_base(config)
-        resolved = frozen_base.with_base(config, base)
-        return resolved, frozen_base.shapes(resolved, base)
-
-    @classmethod
-    def random_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenBase]:
-        resolved, shapes = cls.frozen_shapes(config)
-        return resolved, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    def shapes(cls, config: TrainConfig, base: Base) -> FrozenBase:
+        return frozen_base.shapes(config, base)
 
     def init(self, key: jax.Array) -> Any:
         """Returns the adapter's parameters at their start, boxed with their logical axis names."""
@@ -103,44 +87,16 @@ class AdapterTraining(LatentObjective):
         merge = tools.compiled("merged", lambda: jax.jit(self.merged).lower(params, frozen))
         return super().picture(merge(params, frozen), frozen, tools)
 
-    def initialize_from_data(
-        self,
-        state: Any,
-        batches: Callable[[], Iterator[Batch]],
-        shardings: Any,
-        replicated: NamedSharding,
-    ) -> Any:
-        """Returns the state as it is: statistics of the data are the frozen model's."""
-        return state
-
     def model_labels(self, class_names: Sequence[str]) -> Int[np.ndarray, " classes"]:
         """Returns the adapted model's id of each class of the data, by the classes' names."""
-        ids = frozen_base.model_labels(class_names, self.config.adapter, self._base)
+        ids = frozen_base.model_labels(class_names, self.config.adapter, self.base)
         return np.array(ids, np.int32)
 
     @property
-    def _base(self) -> Base:
-        """The config and class names of the frozen model."""
+    def base(self) -> Base:
         classes = self.model.num_classes - len(self.config.adapter.class_names)
         transformer = dataclasses.replace(self.model, num_classes=classes)
-        return Base(self.config.tokenizer, transformer, self.frozen.class_names)
-
-    def param_count(self) -> dict[str, int]:
-        """Returns the number of the adapter's parameters."""
-        return Objective.param_count(self)
-
-    def divided_shapes(self) -> Any:
-        """Returns the shapes of the frozen model, as the adapter is small beside it."""
-        return init.boxed_shapes(self._base.transformer)
-
-    def parameter_copies(self) -> int:
-        return 1
-
-    def frozen_shardings(self, frozen: FrozenBase, mesh: Mesh) -> Any:
-        """Returns shardings that divide the frozen transformer as training would divide it."""
-        replicated = NamedSharding(mesh, PartitionSpec())
-        everywhere = jax.tree.map(lambda _: replicated, frozen)
-        return everywhere.replace(base=sharding.shardings(self.divided_shapes(), mesh))
+        return super().base._replace(transformer=transformer)
 
     def write_model(self, directory: epath.Path, params: Callable[[], Any]):
         """Writes the adapter's file to the workdir."""

@@ -1,4 +1,4 @@
-"""The frozen model that an adapter changes: how it is read, and how a run takes its sizes.
+"""The frozen model that is adapted or refined: how it is read, and how a run takes its sizes.
 
 Files are read by libraries that are imported where they are used: measurements of time run without
 them.
@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.struct
@@ -20,7 +20,7 @@ from var_jax.config import idle_keys
 from var_jax.config.adapter_config import MEAN, AdapterConfig
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import require
-from var_jax.config.train import TrainConfig
+from var_jax.config.train import ON_A_BASE, TrainConfig
 from var_jax.errors import UserError
 from var_jax.models import init
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
@@ -50,48 +50,54 @@ class FrozenBase(FrozenTokenizer):
 
     Attributes:
       base: the transformer's parameters, in float32.
-      starts: the rows that new classes start from.
+      starts: the rows that an adapter's new classes start from.
       start_ids: ids of the classes of these rows, None for the mean of all.
       fingerprint: the model's fingerprint.
       class_names: its class names, by id.
     """
 
     base: Mapping[str, Any]
-    starts: Any
+    starts: Any = None
     start_ids: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=())
     fingerprint: str = flax.struct.field(pytree_node=False, default="")
     class_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
 
 class Base(NamedTuple):
-    """The config and the class names of the model that a run adapts."""
+    """The config and the class names of the model that a run adapts or refines."""
 
     tokenizer: TokenizerConfig
     transformer: TransformerConfig
     class_names: tuple[str, ...]
 
 
+def base_directory(config: TrainConfig) -> str:
+    """Returns the directory of the model that a run adapts or refines; "" in other stages."""
+    return getattr(config, config.stage).base if config.stage in ON_A_BASE else ""
+
+
 def read_base(config: TrainConfig) -> Base:
-    """Returns the config and class names of the model in `adapter.base`; reads no weights.
+    """Returns the config and class names of a run's frozen model; reads no weights.
 
     Raises:
       UserError: no model is given, or it has no transformer.
     """
     from var_jax.io import model_directory
 
-    path = config.adapter.base
+    path, key = base_directory(config), f"{config.stage}.base"
     require(
         path,
-        "adapter.base",
+        key,
         repr(path),
-        "the model directory of a trained model (--config.adapter.base=DIR)",
+        f"the model directory of a trained model (--config.{key}=DIR)",
     )
     directory = model_directory.require_directory(path)
     model = model_directory.load_config(directory)
     if model.transformer is None:
         raise UserError(
-            f"the model in adapter.base {path} is a tokenizer alone; it must have a transformer"
+            f"the model in {key} {path} is a tokenizer alone; it must have a transformer"
         )
+    require(model.refiner is None, f"the refiner of the model in {key} {path}", "there", "none")
     return Base(model.tokenizer, model.transformer, model_directory.class_names(directory))
 
 
@@ -132,51 +138,76 @@ def with_base(
 
 
 def load(config: TrainConfig, base: Base, workdir: epath.Path) -> FrozenBase:
+    """Returns the frozen model of an adapter's run.
+
+    Raises:
+      UserError: as `load_model` does.
+    """
+    from var_jax.adapters import adapter_file
+
+    frozen = load_model(
+        config, workdir, adapter_file.NAME, lambda run: adapter_file.load_header(run).fingerprint
+    )
+    starts = start_ids(config.adapter, base)
+    return frozen.replace(
+        starts=class_rows.start_rows(frozen.base["class_embed"], starts), start_ids=starts
+    )
+
+
+def load_model(
+    config: TrainConfig,
+    workdir: epath.Path,
+    name: str,
+    fingerprint_in: Callable[[epath.Path], str],
+) -> FrozenBase:
     """Returns the frozen model of a run.
 
+    Args:
+      name: the file that the run writes, which names its frozen model.
+      fingerprint_in: returns the fingerprint in that file of a workdir.
     Raises:
       UserError: the model is damaged, or another one than the run in the workdir, or that of
         `branch_from`, was started with.
     """
     from etils import epath
 
-    from var_jax.adapters import adapter_file
     from var_jax.data.model_fingerprint import model_fingerprint
     from var_jax.io import model_directory
 
-    model, params = model_directory.load(epath.Path(config.adapter.base))
+    directory = epath.Path(base_directory(config))
+    model, params = model_directory.load(directory)
     fingerprint = model_fingerprint(model, params)
     # The run of the workdir, or the one that a new run continues as a branch.
     for begun in (workdir, *([epath.Path(config.branch_from)] if config.branch_from else ())):
-        if (begun / adapter_file.NAME).exists():
-            expected = adapter_file.load_header(begun).fingerprint
+        if (begun / name).exists():
+            expected = fingerprint_in(begun)
             require(
                 expected == fingerprint,
-                f"the model in adapter.base {config.adapter.base}",
+                f"the model in {config.stage}.base {directory}",
                 fingerprint,
                 f"the one that the run in {begun} was started with, {expected}",
             )
             break
-    transformer = jax.tree.map(lambda x: np.asarray(x, np.float32), params["transformer"])
-    starts = start_ids(config.adapter, base)
     return FrozenBase(
         params["tokenizer"],
-        base=transformer,
-        starts=class_rows.start_rows(params["transformer"]["class_embed"], starts),
-        start_ids=starts,
+        base=jax.tree.map(lambda x: np.asarray(x, np.float32), params["transformer"]),
         fingerprint=fingerprint,
-        class_names=base.class_names,
+        class_names=model_directory.class_names(directory),
     )
 
 
 def shapes(config: TrainConfig, base: Base) -> FrozenBase:
-    """Returns the shapes of the frozen weights of a run."""
+    """Returns the shapes of the frozen weights of an adapter's run."""
+    new = len(config.adapter.class_names), base.transformer.width
+    return model_shapes(base).replace(starts=jax.ShapeDtypeStruct(new, jnp.float32))
+
+
+def model_shapes(base: Base) -> FrozenBase:
+    """Returns the shapes of the frozen model of a run."""
     transformer = dataclasses.replace(base.transformer, param_dtype="float32")
-    new = len(config.adapter.class_names), transformer.width
     return FrozenBase(
         init.param_shapes(base.tokenizer),
         base=init.param_shapes(transformer),
-        starts=jax.ShapeDtypeStruct(new, jnp.float32),
         class_names=base.class_names,
     )
 
@@ -236,3 +267,20 @@ def model_labels(class_names: Sequence[str], adapter: AdapterConfig, base: Base)
             )
         ids.append(label)
     return ids
+
+
+def labels_of(class_names: Sequence[str], base: Base, directory: str) -> list[int]:
+    """Returns the base's class id for each class of the data.
+
+    Args:
+      directory: the base's, for messages.
+    Raises:
+      UserError: the base has no such class.
+    """
+    ids = {name: label_of(name, base) for name in class_names}
+    if unknown := [name for name, label in ids.items() if label is None]:
+        raise UserError(
+            f"the data have the class {unknown[0]!r}, which the model in {directory} does not "
+            "have; leave its images out, or name its folder after a class of the model"
+        )
+    return [label for label in ids.values() if label is not None]

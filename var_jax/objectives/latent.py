@@ -157,10 +157,10 @@ class LatentObjective(Objective[FrozenTokenizer]):
         """Returns images in [0, 1] by the objective's settings for pictures.
 
         Args:
-          params: {"tokenizer", "transformer"}, on the devices.
+          params: {"tokenizer", "transformer"} and those of a refiner, on the devices.
           keys: random keys of the images.
         """
-        model = ModelConfig(self.config.tokenizer, self.model)
+        model = self.whole_model
         sampler, prepared = sampler_registry.find(model), self.sampler_settings(model)
         arguments = params, labels, keys, prepared.traced
         program = tools.compiled(
@@ -168,6 +168,15 @@ class LatentObjective(Objective[FrozenTokenizer]):
         )
         images, _ = program(*arguments)
         return images
+
+    @property
+    def whole_model(self) -> ModelConfig:
+        """The config of the model that pictures are sampled from."""
+        return ModelConfig(self.config.tokenizer, self.model)
+
+    def network_params(self, params: Any, frozen: FrozenTokenizer) -> dict[str, Any]:
+        """Returns the parameters of that model by part, without the tokenizer."""
+        return {"transformer": params}
 
     def sampler_settings(self, model: ModelConfig) -> Prepared:
         """Returns the settings of `sample`."""
@@ -183,7 +192,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
         keys = image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
         model_params = {
             "tokenizer": self._decoding_params(frozen, tools.replicated),
-            "transformer": params,
+            **self.network_params(params, frozen),
         }
         images = tools.gather(self.sample(model_params, labels, keys, tools))
         names = zip(tools.class_names, labels[:columns], strict=False)

@@ -20,9 +20,13 @@ from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.masked import Masked
 from var_jax.objectives.next_scale import NextScale
 from var_jax.objectives.next_token import NextToken
+from var_jax.objectives.refiner_training import RefinerTraining
 
 # By `config.stage`; the config's own check knows the names, too.
-OBJECTIVES: dict[str, type[Objective[Any]]] = {"tokenizer": Autoencoder}
+OBJECTIVES: dict[str, type[Objective[Any]]] = {
+    "tokenizer": Autoencoder,
+    "refiner": RefinerTraining,
+}
 # By `transformer.objective`, in the transformer's stage.
 TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {
     "next_scale": NextScale,
@@ -54,7 +58,7 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
 
 
 def leaves_generator(config: TrainConfig) -> bool:
-    """Returns whether a run leaves a model that generates images: not a tokenizer or an adapter.
+    """Returns whether a run leaves a model that generates images: no tokenizer, adapter or refiner.
 
     Raises:
       UserError: as in `find`.
@@ -74,9 +78,10 @@ def with_frozen_sizes(config: TrainConfig, keys: Collection[str] = ()) -> TrainC
       UserError: a flag does, or there is no such model.
     """
     resolved = find(config).frozen_config(config)
-    directory = config.adapter.base or frozen_tokenizer.source(config)
+    base = frozen_base.base_directory(config)
+    directory = base or frozen_tokenizer.source(config)
     idle_keys.refuse_replaced(config, resolved.tokenizer, keys, directory)
-    if config.adapter.base and resolved.transformer is not None:
+    if base and resolved.transformer is not None:
         idle_keys.refuse_replaced(config, resolved.transformer, keys, directory)
     return resolved
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from var_jax.adapters.adapted_model import AdaptedModel
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.devices import batched
 from var_jax.models import networks, programs
 from var_jax.sampling import validate
 from var_jax.sampling.batch_size import max_batch
+from var_jax.sampling.refined_model import RefinedModel
 from var_jax.sampling.settings import is_integer
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-class CodingModel(AdaptedModel):
+class CodingModel(RefinedModel):
     """A trained model's encoding, decoding and teacher-forced logits; `Pipeline` samples too."""
 
     def encode(self, images: Float[np.ndarray, "b H W c"]) -> Int[np.ndarray, "b L"]:

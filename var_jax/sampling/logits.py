@@ -105,6 +105,16 @@ def sample(keys: Key[Array, " b"], logits: Float[Array, "b l v"]) -> Int[Array, 
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b l v"]:
+    """Returns the noise that `sample` adds to its logits (l, v) of each image."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
+
+
+def largest_noisy(logits: Float[Array, "b v"], noise: Float[Array, "b v"]) -> Int[Array, " b"]:
+    """Returns one sample of softmax(logits) for each image, by its `gumbel` noise."""
+    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
 def smooth_codes(
     keys: Key[Array, " b"],
     logits: Float[Array, "b l v"],

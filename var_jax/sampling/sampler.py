@@ -11,22 +11,20 @@ import numpy as np
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
+from var_jax.models import refiner
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
-from var_jax.ops.resize import resize
 from var_jax.ops.spatial_guidance import guide_from_coarse
+from var_jax.sampling import kept_scales
 from var_jax.sampling.guidance import NegativeLabels, guide, guided_rows
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, sample, smooth_codes
+from var_jax.sampling.logits import filter_logits, gumbel, largest_noisy, sample, smooth_codes
+from var_jax.sampling.refined_scale import num_refined, sample_scale
 from var_jax.sampling.settings import Resolved
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key, UInt8
-
-# The published rule for edits: scales of at most this many tokens, which hold the overall color,
-# stay those of the source image.
-MAX_KEPT_TOKENS = 3
 
 
 class SamplerConfig(NamedTuple):
@@ -44,7 +42,7 @@ class SamplerConfig(NamedTuple):
       steps: whether the image after each scale is decoded, not only the final one.
       as_uint8: whether images are rounded to uint8.
       keep_scales: for edits, the number of leading scales that are the source image's everywhere;
-        None for the published rule (`published_keep_scales`).
+        None for the published rule (`kept_scales.published_keep_scales`).
     """
 
     top_k: int | tuple[int, ...]
@@ -107,6 +105,10 @@ class _Model(NamedTuple):
     config: ModelConfig
     params: dict[str, Any]
 
+    def predictions(self, *args):
+        params = self.params["transformer"]
+        return refiner.predictions(self.config.transformer, params, *args, method="next_scale")
+
     def transformer(self, *args, method: str):
         module = Transformer(self.config.transformer)
         return module.apply({"params": self.params["transformer"]}, *args, method=method)
@@ -154,8 +156,10 @@ def generate(
 ) -> tuple[Float[Array, "b *k H W c"] | UInt8[Array, "b *k H W c"], Int[Array, "b L"]]:
     """Samples images for class labels, continues given leading scales, or edits given images.
 
+    A refiner's scales are sampled token by token, all others at once.
+
     Args:
-      weights: {"tokenizer": ..., "transformer": ...}.
+      weights: {"tokenizer": ..., "transformer": ...}, and "refiner" where the model has one.
       prefix: leading scales to continue from, sampled by this model or by another one with the same
         tokenizer.
       edit: an image to edit: where it is kept, its code vectors replace the sampled ones at every
@@ -168,7 +172,9 @@ def generate(
     scales = config.tokenizer.scales
     if edit is not None:
         quantizer = model.tokenizer(method="quantizer")
-        prefix = prefix_of_tokens(quantizer, edit.tokens, _keep_scales(sampler.keep_scales, scales))
+        prefix = prefix_of_tokens(
+            quantizer, edit.tokens, kept_scales.num_kept(sampler.keep_scales, scales)
+        )
     sampled = _sample_scales(
         model, sampler, params, labels, keys, prefix=prefix, edit=edit, negative=negative
     )
@@ -245,33 +251,6 @@ def prefix_of_tokens(
     return ScalePrefix(prefix_tokens, inputs, tuple(f_hats))
 
 
-def published_keep_scales(scales: Scales) -> int:
-    """Returns the number of leading scales that an edit keeps by the published rule.
-
-    They are the scales of at most `MAX_KEPT_TOKENS` tokens.
-    """
-    return sum(length <= MAX_KEPT_TOKENS for length in scales.lengths)
-
-
-def keep_by_scale(
-    keep: Bool[Array, "b h w"], scales: Scales, *, keep_scales: int | None = None
-) -> list[Bool[Array, "b l"]]:
-    """Returns which tokens of each scale an edit keeps.
-
-    They are those where the finest grid's mask, resized bilinearly, is above one half.
-
-    Args:
-      keep_scales: number of leading scales whose tokens are all kept; None for the published rule.
-    """
-    keep_scales = _keep_scales(keep_scales, scales)
-    mask = keep[..., None].astype(jnp.float32)
-    kept_per_scale = []
-    for k, (size, length) in enumerate(zip(scales.sizes, scales.lengths, strict=True)):
-        at_scale = (resize(mask, size, "bilinear") > 0.5).reshape(keep.shape[0], length)
-        kept_per_scale.append(at_scale | (k < keep_scales))
-    return kept_per_scale
-
-
 def _sample_scales(
     model: _Model,
     sampler: SamplerConfig,
@@ -299,7 +278,7 @@ def _sample_scales(
     batch = labels.shape[0]
     if edit is not None:
         edit_tokens = scales.split(edit.tokens)
-        kept_tokens = keep_by_scale(edit.keep, scales, keep_scales=sampler.keep_scales)
+        kept_tokens = kept_scales.keep_by_scale(edit.keep, scales, keep_scales=sampler.keep_scales)
 
     if prefix is None:
         no_tokens = jnp.zeros((batch, 0), jnp.int32)
@@ -322,6 +301,15 @@ def _sample_scales(
         prefix_inputs = jnp.tile(prefix.inputs, (copies, 1, 1))
         cache = model.transformer(start, prefix_inputs, model_labels, method="prefill")
 
+    def choose(k: int, copies: int, noise: jax.Array, logits: jax.Array, place: Any) -> jax.Array:
+        """Returns the batch's tokens at a place of a refined scale, by the noise of the scale."""
+        if copies > 1:
+            logits = guide(logits, _guidance(params.cfg, scales, k), negative)
+        token = largest_noisy(_filtered(sampler, params, logits, k), noise[:, place])
+        if edit is None:
+            return token
+        return jnp.where(kept_tokens[k][:, place], edit_tokens[k][:, place], token)
+
     coarse_logits = None
     for k in range(start, num_scales):
         # The unconditional rows are dropped once no later scale needs them.
@@ -334,28 +322,33 @@ def _sample_scales(
         if k:
             inputs.append(vq.area_tokens(quantizer, f_hats[-1], k))
             scale_inputs = jnp.tile(inputs[-1], (copies, 1, 1))
-        logits, cache = model.transformer(k, scale_inputs, model_labels, cache, method="next_scale")
-        if copies > 1:
-            logits = guide(logits, _guidance(params.cfg, scales, k), negative)
-        # Spatial guidance compares logits under class guidance, each before it was spatially
-        # guided itself. Scales of a prefix have no logits, so the first one after it goes without.
-        class_guided = logits
-        if coarse_logits is not None and _at_scale(sampler.use_ssg, k):
-            logits = guide_from_coarse(
-                logits,
-                coarse_logits,
-                _at_scale(params.ssg, k),
-                size=scales.sizes[k],
-                coarse_size=scales.sizes[k - 1],
-            )
-        coarse_logits = class_guided
-        logits = logits / _at_scale(params.temperature, k)
-        top_p = _at_scale(params.top_p, k) if _at_scale(sampler.use_top_p, k) else None
-        logits = filter_logits(logits, _at_scale(sampler.top_k, k), top_p)
-
         scale_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
         token_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(scale_keys)
-        tokens = sample(token_keys, logits)
+        if k < num_refined(model.config):
+            predictions, cache = model.predictions(k, scale_inputs, model_labels, cache)
+            noise = gumbel(token_keys, predictions.logits.shape[1:])
+            pick = functools.partial(choose, k, copies, noise)
+            tokens = sample_scale(model.config, model.params, k, predictions, pick)
+        else:
+            logits, cache = model.transformer(
+                k, scale_inputs, model_labels, cache, method="next_scale"
+            )
+            if copies > 1:
+                logits = guide(logits, _guidance(params.cfg, scales, k), negative)
+            # Spatial guidance compares logits under class guidance, each before it was spatially
+            # guided itself. Scales of a prefix have no logits: the first one after it goes without.
+            class_guided = logits
+            if coarse_logits is not None and _at_scale(sampler.use_ssg, k):
+                logits = guide_from_coarse(
+                    logits,
+                    coarse_logits,
+                    _at_scale(params.ssg, k),
+                    size=scales.sizes[k],
+                    coarse_size=scales.sizes[k - 1],
+                )
+            coarse_logits = class_guided
+            logits = _filtered(sampler, params, logits, k)
+            tokens = sample(token_keys, logits)
         if codebook is not None:
             codes = smooth_codes(noise_keys, logits, codebook, scales.progress(k))
         else:
@@ -371,9 +364,13 @@ def _sample_scales(
     )
 
 
-def _keep_scales(keep_scales: int | None, scales: Scales) -> int:
-    """Returns how many leading scales of an edit are the source image's everywhere."""
-    return published_keep_scales(scales) if keep_scales is None else keep_scales
+def _filtered(
+    sampler: SamplerConfig, params: SamplingParams, logits: Float[Array, "*b v"], k: int
+) -> Float[Array, "*b v"]:
+    """Returns the logits that a token of scale k is drawn from, at its temperature."""
+    logits = logits / _at_scale(params.temperature, k)
+    top_p = _at_scale(params.top_p, k) if _at_scale(sampler.use_top_p, k) else None
+    return filter_logits(logits, _at_scale(sampler.top_k, k), top_p)
 
 
 def _guidance(cfg: Any, scales: Scales, k: int) -> Any:

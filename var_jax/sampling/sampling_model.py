@@ -140,6 +140,12 @@ class SamplingModel(CodingModel):
         if then is None:
             return None
         self.require_by_scale("then", "another model")
+        require(
+            then.config.refiner is None,
+            "the refiner of `then`",
+            "there",
+            "left out: refined scales are the first ones, and `then` samples the last",
+        )
         then.require_by_scale("the objective of `then`", then.config.transformer.objective)
         keep_scales = validate.keep_scales(self.config.tokenizer, keep_scales)
         validate.same_tokenizer(self.config, self.params, then.config, then.params)

@@ -29,7 +29,7 @@ from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
 from var_jax.sampling import edit_mask, settings, validate
-from var_jax.sampling.sampler import published_keep_scales
+from var_jax.sampling.kept_scales import published_keep_scales
 from var_jax.studies import baselines, editing_report, held_out, study_command
 from var_jax.studies.held_out import HeldOut, Labeled
 from var_jax.studies.measured_rows import Rows

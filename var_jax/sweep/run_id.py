@@ -27,6 +27,7 @@ DISTINGUISHING = (
     "init_from",
     "branch_from",
     "adapter.base",
+    "refiner.base",
     "loss.perceptual_weights",
     "loss.perceptual_heads",
     "adversarial.feature_weights",
@@ -65,6 +66,8 @@ def of_config(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         del values["adapter"]["cfg"]
     if config.alignment == TrainConfig.alignment:
         del values["alignment"]
+    if config.refiner == TrainConfig.refiner:
+        del values["refiner"]
     if config.trainable == TrainConfig.trainable:
         del values["trainable"]
     if not config.optimizer.skip_spikes:

@@ -16,6 +16,7 @@ OF_A_HOST = (
     "init_from",
     "branch_from",
     "adapter.base",
+    "refiner.base",
     "data.data_dir",
     "data.source_dir",
     "data.tokens_dir",

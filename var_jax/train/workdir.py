@@ -37,6 +37,7 @@ RESUMABLE = (
     "init_from",
     "branch_from",
     "adapter.base",
+    "refiner.base",
     "data.workers",
     "data.data_dir",
     "data.tokens_dir",

@@ -1,0 +1,58 @@
+"""A model in memory that a logit refiner can be added to."""
+
+import dataclasses
+from typing import Self
+
+from var_jax.adapters.adapted_model import AdaptedModel
+from var_jax.config.strict import differences, require
+from var_jax.data.model_fingerprint import model_fingerprint
+from var_jax.devices import batched
+from var_jax.errors import UserError
+from var_jax.io import array_file, refiner_file
+from var_jax.models import refiner
+
+
+class RefinedModel(AdaptedModel):
+    """A loaded model that samples within its scales once it has a refiner."""
+
+    def with_refiner(self, directory) -> Self:
+        """Returns the model with a logit refiner as a part; this model stays as it is.
+
+        Saved, the new model has the refiner in its directory.
+
+        Args:
+          directory: a workdir of a refiner's training, or another directory with its file.
+        Raises:
+          UserError: there is no refiner, it is of another model, or the model has one already or
+            has adapters, which change the hidden states that it was trained on.
+        """
+        trained = refiner_file.load(directory)
+        transformer = self.config.transformer
+        if transformer is None:
+            raise UserError("the model is a tokenizer alone; a refiner needs a transformer")
+        require(self.config.refiner is None, "the refiner of the model", "there", "left out")
+        fingerprint = model_fingerprint(self.config, self.params)
+        if trained.fingerprint != fingerprint:
+            raise UserError(
+                f"the refiner in {directory} is of the base {trained.fingerprint}, and this model "
+                f"is {fingerprint}; give the model that it was trained on, without adapters and in "
+                "the dtype of its files"
+            )
+        config = dataclasses.replace(self.config, refiner=trained.config)
+        expected = _sizes(refiner.param_shapes(trained.config, transformer))
+        if different := differences(expected, _sizes(trained.params)):
+            raise UserError(
+                f"{directory}/{refiner_file.NAME} does not fit its header: "
+                f"{'; '.join(different[:4])}"
+            )
+        params = {**self.params, "refiner": trained.params}
+        if self._sharding is not None:
+            params = batched.replicate(params, self._sharding.mesh)
+        model = type(self)(config, params, self.class_names)
+        model._sharding = self._sharding
+        return model
+
+
+def _sizes(params) -> dict[str, list[int]]:
+    """Returns the shapes of parameters by their names."""
+    return {name: list(leaf.shape) for name, leaf in array_file.named_leaves(params)}
