@@ -19,9 +19,7 @@ How long the whole study takes was not measured; by its FLOPs it is some ten hou
 import argparse
 import csv
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +32,7 @@ from var_jax.io import model_directory, run_records
 from var_jax.models import flops
 from var_jax.sampling import sampler_registry
 from var_jax.studies import study_command
+from var_jax.studies.command_rows import CommandRows, TimeIsUp, as_flags, var_jax
 
 FLOPS = 3e13  # exact training FLOPs of a run
 SHARE = 1 / 3  # of them in the runs that choose rates and samplers
@@ -113,10 +112,6 @@ class Row(NamedTuple):
         return known or {"solver": "euler", "steps": int(steps), "cfg": 0.0}
 
 
-class TimeIsUp(Exception):
-    """No further row is to be begun."""
-
-
 def study(get: Callable[[Row], dict[str, Any]]):
     """Asks for every row of the study, in an order that depends on the rows before.
 
@@ -193,22 +188,6 @@ def options(row: Row, runs: Path) -> list[str]:
         "optimizer.warmup_steps": round(WARMUP * steps),
     }
     return as_flags(values)
-
-
-def as_flags(values: dict[str, Any]) -> list[str]:
-    return [f"--config.{key}={value}" for key, value in values.items()]
-
-
-def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
-    """Runs a command in a process of its own, and returns whether it ended well.
-
-    If it did not and must, this process ends with its exit code.
-    """
-    command = [sys.executable, "-m", "var_jax", *map(str, arguments)]
-    code = subprocess.run(command).returncode
-    if code and not may_fail:
-        sys.exit(code)
-    return not code
 
 
 def write_tokenizers(runs: Path):
@@ -303,23 +282,14 @@ def write_table(out: Path) -> Path:
 
 def run(args: argparse.Namespace):
     """Makes the rows that are missing, as long as there is time, and writes the table."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + 3600 * args.hours
+    rows = CommandRows(args.out, 0.0 if args.table else args.hours)
 
-    def get(row: Row) -> dict[str, Any]:
-        path = args.out / f"{row.name}.json"
-        if not path.exists():
-            if args.table or time.monotonic() > until:
-                raise TimeIsUp(row.name)
-            write_tokenizers(args.runs)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(make(row, args.runs), indent=1) + "\n")
-            part.rename(path)
-            print(f"written {path}", flush=True)
-        return json.loads(path.read_text())
+    def made(row: Row) -> dict[str, Any]:
+        write_tokenizers(args.runs)
+        return make(row, args.runs)
 
     try:
-        study(get)
+        study(lambda row: rows.get(row.name, lambda: made(row)))
     except TimeIsUp as row:
         print(f"next: {row}")
     print(f"written {write_table(args.out)}")

@@ -24,6 +24,7 @@ SHIPPED = [
     ("digits", ("tokenizer", "tokenizer_map", "d2", "next_token", "masked", "diffusion")),
     ("emoji", ("tokenizer", "d4")),
     ("fashion_mnist", ("tokenizer", "d3", "tokenizer1024_l2", "tokenizer1024_full")),
+    ("fashion_mnist_long", ("tokenizer", "d4")),
     ("imagenet256", ("tokenizer", "d16", "d30")),
     ("imagenet256_rivals", ("tokenizer_maskgit", "llamagen_xxl", "maskgit", "dit_xl_2")),
     ("imagenet256_rivals", ("tokenizer_dit_xl_2", "rivals")),

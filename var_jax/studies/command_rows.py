@@ -1,0 +1,59 @@
+"""Rows of a study that `var-jax` commands make: a JSON file each, made once on whatever machine."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class TimeIsUp(Exception):
+    """No further row is to be begun."""
+
+
+class CommandRows:
+    """The rows of a study by name, each in a file that is written when the row is done.
+
+    Args:
+      out: directory of the files.
+      hours: after which no row is begun; 0 for none at all.
+    """
+
+    def __init__(self, out: Path, hours: float):
+        self._out, self._deadline = out, time.monotonic() + 3600 * hours
+        out.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Returns a row, and makes it unless it is there.
+
+        Raises:
+          TimeIsUp: it is not there, and the time for new rows is over.
+        """
+        path = self._out / f"{name}.json"
+        if not path.exists():
+            if time.monotonic() >= self._deadline:
+                raise TimeIsUp(name)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(make(), indent=1) + "\n")
+            part.rename(path)
+            print(f"written {path}", flush=True)
+        return json.loads(path.read_text())
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Returns keys of a config as flags of the command line."""
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
+    """Runs a command in a process of its own, and returns whether it ended well.
+
+    If it did not and must, this process ends with its exit code.
+    """
+    command = [sys.executable, "-m", "var_jax", *map(str, arguments)]
+    code = subprocess.run(command).returncode
+    if code and not may_fail:
+        sys.exit(code)
+    return not code
