@@ -1,4 +1,4 @@
-"""Noise that changes with size, and noise that runs of one size share, are seen and allowed for."""
+"""Noise that grows for small runs, or that runs of one size share, is seen and allowed for."""
 
 import dataclasses
 

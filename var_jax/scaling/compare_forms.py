@@ -11,10 +11,11 @@ criterion prefers on all points (Hurvich and Tsai 1989). It is the same for all 
 its own fit each form would be the truth and no error would show that it is wrong. It is not the
 measured losses, which have noise already: copies of them would have it twice. The noise has the
 size of the scatter about the curve, and the degrees of freedom that it leaves. Where the law's
-likelihood takes small runs for noisier, or noise for common to runs of one size, so do the copies,
-and all forms weigh the runs accordingly. The intervals are
-those of what is measured in such copies. The error of the measured losses is one draw more, and
-lies outside about one interval in twenty, or in more where the curve is not the truth.
+likelihood takes small runs for noisier, or noise for common to runs of one size, so do the copies.
+All forms weigh small runs by their noise, but are fitted by squares of single runs where noise is
+common to a size: the copies show what such fits do under it. The intervals are those of what is
+measured in such copies. The error of the measured losses is one draw more, and lies outside about
+one interval in twenty, or in more where the curve is not the truth.
 """
 
 from typing import NamedTuple

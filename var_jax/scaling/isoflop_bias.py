@@ -3,8 +3,9 @@
 Loss over log size is no parabola: it rises by one power of size on one side and by another on the
 other. So the minimum of a parabola is off even without noise, the more so the wider the grid of
 sizes, the farther the optimum from its center, and the more the two exponents differ. How far is
-known where a joint law of size and tokens is: the same parabolas are fitted to the losses that this
-law has at the same sizes and budgets, and their minima compared with the law's own optimum.
+known where a joint law of size and tokens describes the runs: the same parabolas are fitted to the
+losses that this law has at the same sizes and budgets, and their minima compared with the law's own
+optimum.
 """
 
 import dataclasses
@@ -21,10 +22,18 @@ UNCORRECTED = (
     "isoflop-uncorrected: no joint law of size and tokens is determined, so the bias of these "
     "minima is not known"
 )
+MISFIT = (
+    "isoflop-uncorrected: the joint law does not describe the runs (lack-of-fit), so the bias of "
+    "these minima is not known"
+)
 
 
 def corrected(
-    iso: dict, curves: Sequence[Curve], theta: Float[Array, " 5"] | None, cost: Cost | None
+    iso: dict,
+    curves: Sequence[Curve],
+    theta: Float[Array, " 5"] | None,
+    cost: Cost | None,
+    reason: str = UNCORRECTED,
 ) -> dict:
     """Returns the IsoFLOP analysis with minima that are divided by the bias of their parabolas.
 
@@ -37,9 +46,10 @@ def corrected(
       iso: what `frontier.isoflop` returns for the curves.
       theta: the joint law in raw units, or None without one.
       cost: training FLOPs per token, or None if they are not known.
+      reason: the warning where minima are left as they are for want of a law.
     """
     if theta is None or cost is None or cost.slope <= 0:
-        return {**iso, "warnings": [UNCORRECTED] if iso["minima"] else []}
+        return {**iso, "warnings": [reason] if iso["minima"] else []}
     of_law = frontier.isoflop([_curve_of_law(curve, theta, cost) for curve in curves])
     minima_of_law = {minimum["compute"]: minimum for minimum in of_law["minima"]}
     minima = []

@@ -1,14 +1,21 @@
 """Tests whether a law describes its runs, where some of them are repeated.
 
 Runs of the same inputs, such as seeds of one setting, differ by noise alone. So their scatter about
-their own mean measures the noise whatever the law is, and a law that the other runs scatter about
-by more does not describe them. Without this test a likelihood takes what a wrong form leaves over
-for noise of any shape that it is allowed.
+their own mean measures the noise of these settings whatever the law is, and a law that the other
+runs scatter about by more does not describe them. Without this test a likelihood takes what a wrong
+form leaves over for noise of any shape that it is allowed.
+
+The test takes whitened residuals for independent and of one size. So noise of settings that are not
+repeated is extrapolated from those that are, and repeated runs count once each. Branches of one
+trunk are alike: three seeds of one size with five budgets each count as 10 degrees of freedom, and
+are 2 if branches of a seed are equal in all but their length. A table of runs does not say which of
+them had a trunk in common.
 
 Source: the F test of lack of fit against pure error, Draper and Smith 1998, section 2.1.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -81,17 +88,16 @@ def examine(
 
 
 def of_law(p: solver.Problem, fit: laws.Fit, fitted: int) -> LackOfFit | None:
-    """Returns the test of a fitted law, with the noise that was chosen for each size.
+    """Returns the test of a fitted law, with the noise that its likelihood chose.
+
+    Whitening leaves what is equal in all runs of a setting equal in them, so that the statistic is
+    F for noise of that growth and share.
 
     Args:
       p: the problem in raw units.
       fitted: number of fitted parameters.
     """
-    maps = fit.whitening
-    if maps is not None:
-        maps = dataclasses.replace(maps, share=np.zeros(()))
-    independent = dataclasses.replace(p, whitening=maps)
-    r = solver.residuals(independent, fit.theta[None])
+    r = solver.residuals(dataclasses.replace(p, whitening=fit.whitening), fit.theta[None])
     return examine(p.logx, r, p.weights, fitted)
 
 
@@ -103,8 +109,15 @@ def warnings(tested: LackOfFit | None) -> list[str]:
     return [
         "lack-of-fit: the form does not describe the runs, which scatter about it "
         f"{tested.scatter[0]:.2g} times as much as repeated runs do (F {tested.statistic[0]:.3g} "
-        f"at {first} and {second} degrees of freedom); intervals allow for noise alone"
+        f"at {first} and {second} degrees of freedom, fewer if repeated runs are branches of one "
+        "trunk); intervals allow for noise alone"
     ]
+
+
+def is_misfit(summary: Mapping) -> bool:
+    """Returns whether a law's entry in fit.json says that its form does not describe the runs."""
+    tested = summary.get("lack_of_fit")
+    return tested is not None and tested["p"] < LEVEL
 
 
 def entry(tested: LackOfFit | None) -> dict | None:

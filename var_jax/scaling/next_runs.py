@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from var_jax.errors import UserError
-from var_jax.scaling import frontier, solver
+from var_jax.scaling import frontier, lack_of_fit, solver
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.frontier import Cost
 from var_jax.scaling.solver import Array
@@ -94,6 +94,10 @@ def plan(
       law: the joint law of the first loss, or None if it is refused or not determined.
       predict: the inputs of the predictions, of params and tokens or of compute.
 
+    Returns:
+      The law, the target, the budget, the runs and what they narrow; "warnings" says if the law
+      does not describe the runs that it was fitted to.
+
     Raises:
       UserError: there is no joint law, or the budget does not pay for any run.
     """
@@ -116,7 +120,18 @@ def plan(
         inputs = {"params": float(size), "tokens": float(count)}
         entries.append({"like": like, **inputs, "compute": float(compute)})
     head = {"law": law.key, "target": target, "budget": budget}
-    return {**head, "standard_error_ratio": runs.narrower, "runs": entries}
+    warnings = []
+    if lack_of_fit.is_misfit(law.summary):
+        warnings.append(
+            f"next-runs-of-misfit: {law.key} does not describe the runs (lack-of-fit), so that "
+            "what these runs narrow is the prediction of a wrong law"
+        )
+    return {
+        **head,
+        "standard_error_ratio": runs.narrower,
+        "warnings": warnings,
+        "runs": entries,
+    }
 
 
 def _greedy(

@@ -3,7 +3,7 @@
 The noise is normal, of one size and independent, unless the runs clearly show otherwise: heavy
 tails (Student's t), a standard deviation that falls with the size of a run, or a part that runs of
 one size have in common. Where repeated runs show that the law does not describe the runs
-(`lack_of_fit`), what it leaves over is not taken for noise of small runs.
+(`lack_of_fit`), what it leaves over is not taken for noise of small runs, nor for a part in common.
 
 What is clear is a threshold of the gain in restricted log likelihood, which for n runs and p
 parameters is the gain in log likelihood times (n - p) / n, less half the growth of the log
@@ -37,9 +37,9 @@ SAFETY = 2.0
 # wrong form leaves over is largest where the law is steep or far from other runs, and would
 # otherwise be taken for noise of the largest ones.
 GROWTHS = np.round(np.arange(0.0, 1.01, 0.2), 2)
-CLEAR_GROWTH = 1.5  # gain at which noise that changes with size is chosen
-# Degrees of freedom, n - p, from which noise may change with size. With fewer the growth is known
-# so badly that intervals hold the truth less often with it than without.
+CLEAR_GROWTH = 1.5  # gain at which noise that grows for small runs is chosen
+# Degrees of freedom, n - p, from which noise may grow for small runs. With fewer the growth is
+# known so badly that intervals hold the truth less often with it than without.
 GROWTH_FREEDOM = 20
 
 SHARES = np.round(np.arange(0.0, 0.91, 0.1), 2)  # values of `Whitening.share` that are tried
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
 
     Attributes:
       degrees: degrees of freedom of Student's t, infinite for normal noise.
-      growth: how the noise changes with size, as in `Whitening`.
+      growth: how the noise grows for small runs, as in `Whitening`.
       share: fraction of the variance that runs of one size have in common.
       theta: the law's parameters.
       cost: its negative log likelihood.
@@ -117,7 +117,8 @@ def choose(p: Problem, near: Float[Array, "k s p"], held: Bool[Array, " p"]) -> 
         maps = dataclasses.replace(independent, growth=GROWTHS)
         for gain, option in tuple(options):
             rise, growth, law = _profile(normal, option, held, maps, freedom)
-            rise = np.where(_is_contradicted(normal, law, growth, held), -math.inf, rise)
+            tried = dataclasses.replace(independent, growth=growth)
+            rise = np.where(_is_contradicted(normal, law, tried, held), -math.inf, rise)
             options.append((gain + rise - CLEAR_GROWTH, option._replace(growth=growth, theta=law)))
     score = none
     for gain, option in options:
@@ -129,7 +130,8 @@ def choose(p: Problem, near: Float[Array, "k s p"], held: Bool[Array, " p"]) -> 
 
     maps = dataclasses.replace(independent, growth=best.growth, share=SHARES)
     rise, share, law = _profile(normal, best, held, maps, freedom)
-    is_clear = rise > CLEAR_SHARE
+    tried = dataclasses.replace(maps, share=share)
+    is_clear = (rise > CLEAR_SHARE) & ~_is_contradicted(normal, law, tried, held)
     shared = best._replace(share=share, theta=law)
     return _refined(normal, _choose(is_clear, shared, best), independent, held)
 
@@ -214,10 +216,13 @@ def _profile(
 
 
 def _is_contradicted(
-    p: Problem, theta: Float[Array, "s p"], growth: Float[Array, " s"], held: Bool[Array, " p"]
+    p: Problem, theta: Float[Array, "s p"], maps: Whitening, held: Bool[Array, " p"]
 ) -> Bool[Array, " s"]:
-    """Returns for which sweeps repeated runs show that a growth is misfit rather than noise."""
-    maps = dataclasses.replace(whitening.independent(p.logx, p.weights), growth=growth)
+    """Returns for which sweeps repeated runs show that such noise is misfit.
+
+    Args:
+      maps: the map of the noise, with each sweep's growth, and its share if there is one.
+    """
     residuals = solver.residuals(dataclasses.replace(p, whitening=maps), theta)
     tested = lack_of_fit.examine(p.logx, residuals, p.weights, int(np.sum(~held)))
     return np.zeros(len(theta), bool) if tested is None else tested.is_clear

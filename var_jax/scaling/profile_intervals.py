@@ -5,9 +5,9 @@ refitted. With d twice the rise of the negative log likelihood, n runs and p fit
 interval ends where (n - p) (exp(d / n) - 1) reaches the F quantile for (1, n - p) degrees of
 freedom, which leaves 2.5 % of Student's t on either side. Under normal noise that is the textbook's
 region of least squares. Where runs of one size share noise, the quantile is that of each quantity's
-own degrees of freedom (`whitening.satterthwaite`). Noise that changes with size takes two degrees
-more, and so do heavy tails. E divides its 5 % unequally, see `E_TAILS`. The search starts at the
-reported value, so each interval contains it.
+own degrees of freedom (`whitening.satterthwaite`). Noise that grows for small runs takes two
+degrees more, and so do heavy tails. E divides its 5 % unequally, see `E_TAILS`. The search starts
+at the reported value, so each interval contains it.
 
 How often these intervals contain the true value of synthetic sweeps is in
 docs/results/interval_coverage.md. With 8 to 12 runs those of the bootstrap and BCa are 1.2 to 2
@@ -40,7 +40,7 @@ E_TAILS = (0.04, 0.01)
 # Curvature, per squared standard error, of the penalty that moves a quantity along its profile. The
 # profile does not depend on it; with a stronger one the solver's steps get stuck along its valley.
 PIN_STRENGTH = 1e3
-# Degrees of freedom that heavy tails take, and noise that changes with size. Each is one fitted
+# Degrees of freedom that heavy tails take, and noise that grows for small runs. Each is one fitted
 # number, but that they are chosen where they seem clear makes intervals of 30 runs a little shorter
 # than their coverage allows, which a second degree makes up for.
 NOISE_DEGREES = 2.0
@@ -182,7 +182,7 @@ def degrees_of_freedom(
     Args:
       fitted: number of the law's fitted parameters.
       tails: degrees of freedom of Student's t; if finite they are fitted too.
-      growth: how the noise changes with size; if not zero it is fitted too.
+      growth: how the noise grows for small runs; if not zero it is fitted too.
     """
     left = runs - fitted
     taken = NOISE_DEGREES * (np.isfinite(tails).astype(float) + (growth != 0))

@@ -17,6 +17,7 @@ from var_jax.scaling import (
     frontier,
     frontier_noise,
     isoflop_bias,
+    lack_of_fit,
     laws,
     next_runs,
     optima,
@@ -136,12 +137,16 @@ def fit_table(
                 len(c.compute) > 1 for c in curves
             ):
                 joint = fitted_laws.get(f"{column}~params+tokens")
+                reason = isoflop_bias.UNCORRECTED
+                if joint is not None and lack_of_fit.is_misfit(joint.summary):
+                    joint, reason = None, isoflop_bias.MISFIT
                 determined = joint is not None and "undetermined" not in joint.summary
                 result["isoflop"][column] = isoflop_bias.corrected(
                     frontier.isoflop(curves),
                     curves,
                     joint.fit.theta if joint is not None and determined else None,
                     cost,
+                    reason,
                 )
     if best_settings is not None:
         result["optima"] = best_settings

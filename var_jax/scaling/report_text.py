@@ -113,7 +113,8 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         ]
     if "next" in result:
         first, *runs = next_lines(result["next"])
-        lines += ["## Next runs", "", f"{first[0].upper()}{first[1:]}.", ""]
+        notes = [line for note in result["next"]["warnings"] for line in (f"**{note}.**", "")]
+        lines += ["## Next runs", "", *notes, f"{first[0].upper()}{first[1:]}.", ""]
         lines += [*(f"- {line.strip()}" for line in runs), ""]
     for title, items in (
         ("Warnings", result["warnings"]),
@@ -197,7 +198,9 @@ def terminal_lines(result: dict) -> list[str]:
     if "optima" in result:
         lines += optima_text.law_lines(result["optima"])
     lines += [*result["warnings"], *prediction_lines(result["predictions"])]
-    return [*lines, *next_lines(result["next"])] if "next" in result else lines
+    if "next" in result:
+        lines += [*result["next"]["warnings"], *next_lines(result["next"])]
+    return lines
 
 
 def next_lines(plan: Mapping) -> list[str]:

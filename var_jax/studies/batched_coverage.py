@@ -24,7 +24,7 @@ class Verdicts(NamedTuple):
     Attributes:
       inside: whether the interval of each parameter contains the truth.
       degrees: degrees of freedom of the chosen noise, infinite for normal noise.
-      growth: how the chosen noise changes with size, as in `whitening.Whitening`.
+      growth: how the chosen noise grows for small runs, as in `whitening.Whitening`.
       share: the fraction of its variance that runs of one size have in common.
     """
 

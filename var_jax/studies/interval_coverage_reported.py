@@ -18,7 +18,7 @@ from var_jax.studies import batched_coverage
 from var_jax.studies.planted_laws import Planted
 
 HEAD = (
-    "| planted law | sweeps | Student's t | changes with size | shared by sizes | "
+    "| planted law | sweeps | Student's t | grows for small runs | shared by sizes | "
     "truth inside the 95 % interval | median width over the best possible | verdicts that differ |"
     "\n|---|---|---|---|---|---|---|---|"
 )
