@@ -38,6 +38,35 @@ def test_gradient_is_the_closed_form_at_every_size_of_variance(scale):
     np.testing.assert_allclose(np.diag(gradient.second), 1 - scale**-0.5, atol=2e-3)
 
 
+def test_gradient_is_that_of_differences_off_the_axes():
+    """For a rotated covariance and a mean it is the slope of the distance that evaluation computes
+    in float64, by central differences of every entry of both moments."""
+    random = np.random.default_rng(4)
+    factor = random.standard_normal((4, 4)) + 2 * np.eye(4)
+    mean, variances = random.standard_normal(4), np.array([4.0, 2.0, 1.0, 0.5])
+    second = factor @ factor.T + np.outer(mean, mean)
+    axes, step = Gaussian(np.zeros(4), np.diag(variances)), 1e-5
+
+    def distance(mean, second):
+        return frechet_distance(axes, Gaussian(mean, second - np.outer(mean, mean)))
+
+    by_mean = [
+        (distance(mean + e, second) - distance(mean - e, second)) / (2 * step)
+        for e in step * np.eye(4)
+    ]
+    # A second moment is symmetric: both of its entries move.
+    units = [np.eye(4)[[i]].T @ np.eye(4)[[j]] for i in range(4) for j in range(4)]
+    by_second = [
+        (distance(mean, second + e) - distance(mean, second - e)) / (2 * step)
+        for e in (step * (unit + unit.T) / 2 for unit in units)
+    ]
+    moments = frechet.RawMoments(jnp.float32(mean), jnp.float32(second))
+    gradient = jax.grad(frechet.distance_to_axes)(moments, jnp.float32(variances))
+    np.testing.assert_allclose(gradient.mean, by_mean, rtol=1e-3, atol=1e-3)
+    symmetric = (gradient.second + gradient.second.T) / 2
+    np.testing.assert_allclose(symmetric.ravel(), by_second, rtol=1e-3, atol=1e-3)
+
+
 def test_gradient_is_finite_without_any_variance():
     """Equal images have a singular covariance; a step against the gradient by the features lowers
     the distance."""

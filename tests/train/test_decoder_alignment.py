@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from helpers import generated, small
 from helpers.batches import image_batch
@@ -23,6 +23,7 @@ from var_jax.data import token_cache
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.io import model_directory
+from var_jax.io.tokenizer_fingerprint import encoding_differences, encoding_fingerprint
 from var_jax.objectives import frozen_networks
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.frozen_networks import LossNetworks, PooledNetwork
@@ -68,15 +69,14 @@ def aligned(cache, **changes):
 def test_alignment_tunes_the_decoder_alone_and_resumes(
     cache, digits_dir, model_dir, network, tmp_path, monkeypatch, unevaluated
 ):
-    """Over a mesh and in microbatches, the distance falls; encoder, quantizer and codes stay to the
-    last bit, and every array of the decoder moves. A stopped run goes on to the same losses,
-    weights and moments."""
+    """Over a mesh, the distance falls; encoder, quantizer and codes stay to the last bit, and every
+    array of the decoder moves. A stopped run goes on to the same losses, weights and moments. It
+    does not go on with other samples, nor does a branch with those of another encoder."""
     config = aligned(
         cache,
         data_dir=digits_dir,
         init_from=str(model_dir),
         steps=6,
-        microbatches=2,
         mesh=MeshConfig(4, 2),
     )
     assert_resumes_bit_for_bit(config, tmp_path, monkeypatch)
@@ -94,6 +94,20 @@ def test_alignment_tunes_the_decoder_alone_and_resumes(
         generated.write_cache(other, generated="77" * 8)
         alignment = dataclasses.replace(config.alignment, tokens=str(other))
         train(dataclasses.replace(config, alignment=alignment), tmp_path / "whole")
+    encoder = tmp_path / "encoder"
+    generated.write_cache(encoder, other_encoder()[0])
+    alignment = dataclasses.replace(config.alignment, tokens=str(encoder))
+    changed = dataclasses.replace(config, alignment=alignment)
+    with pytest.raises(UserError, match="than that of the run's checkpoint: other weights of the"):
+        train(changed, tmp_path / "whole")
+    branch = dataclasses.replace(
+        changed, init_from="", branch_from=str(tmp_path / "whole"), branch_step=4
+    )
+    with pytest.raises(
+        UserError, match="than that of branch_from .*: other weights of the encoder"
+    ):
+        train(branch, tmp_path / "branch")
+    assert not (tmp_path / "branch").exists()
 
 
 def test_alignment_is_the_same_on_eight_devices(params, batch):
@@ -134,6 +148,15 @@ def test_alignment_is_the_same_on_eight_devices(params, batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), eight[3], one[3])
 
 
+def swapped(directory):
+    """Writes a cache whose tokenizer was replaced by one with another encoder."""
+    generated.write_cache(directory)
+    tokenizer = {"tokenizer": other_encoder()[0]}
+    model_directory.save(
+        epath.Path(directory) / "tokenizer", ModelConfig(small.TOKENIZER), tokenizer
+    )
+
+
 def other_encoder():
     """Returns the small tokenizer's parameters with another encoder, and with another decoder."""
     params = small.pipeline().params["tokenizer"]
@@ -147,15 +170,20 @@ def test_alignment_refuses_tokens_that_do_not_fit(
     cache, digits_dir, model_dir, network, tmp_path, unevaluated
 ):
     """Each mistake has one line, and leaves no workdir: no cache, one of real images, one of
-    another encoder, and no tokenizer to start from."""
+    another encoder, one with another tokenizer in place of its own, and too few samples."""
     generated.write_cache(tmp_path / "encoder", other_encoder()[0])
     generated.write_cache(tmp_path / "real", generated="")
+    swapped(tmp_path / "swapped")
     start = {"data_dir": digits_dir, "init_from": str(model_dir)}
     mistakes = [
         (aligned(tmp_path / "none", **start), "none is no token cache: it has no manifest.json"),
         (aligned(tmp_path / "real", **start), "alignment.tokens is .*these are of real images"),
         (aligned(tmp_path / "encoder", **start), "the tokenizer of alignment.tokens .* init_from"),
-        (aligned(cache, data_dir=digits_dir), "init_from is ''; it must be the tokenizer whose"),
+        (aligned(tmp_path / "swapped", **start), "swapped/tokenizer has the fingerprint"),
+        (
+            aligned(cache, alignment={"images": 25}, **start),
+            "alignment.images is 25; it must be at most 24, the number of samples in",
+        ),
     ]
     for config, message in mistakes:
         with pytest.raises(UserError, match=message):
@@ -169,6 +197,8 @@ def test_alignment_refuses_tokens_that_do_not_fit(
         ({"trainable": ""}, "trainable is ''; it must be 'decoder' or 'post_quant_conv'"),
         ({"trainable": "decoder,quantize"}, "trainable is 'decoder,quantize'"),
         ({"alignment": AlignmentConfig(1.0)}, "alignment.tokens is ''; it must be the token cache"),
+        ({"init_from": ""}, "init_from is ''; it must be the tokenizer whose decoder is aligned"),
+        ({"microbatches": 2}, "microbatches is 2; it must be 1 with alignment.weight"),
         (
             {
                 "tokenizer": dataclasses.replace(
@@ -180,18 +210,27 @@ def test_alignment_refuses_tokens_that_do_not_fit(
     ],
 )
 def test_alignment_refuses_settings_without_a_meaning(changes, message):
-    """Tokens that change during the run, no tokens, and a tokenizer that has none."""
-    config = aligned("samples")
+    """Tokens that change during the run, no tokens, a tokenizer that has none, none to start from,
+    and parts of a batch, over which the distance is no mean."""
+    config = aligned("samples", init_from="model")
     with pytest.raises(UserError, match=message):
         dataclasses.replace(config, **changes)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("weight", -1.0), ("decay", 1.0), ("images", 1), ("components", 0), ("feature_size", 0)],
+    [
+        ("weight", -1.0),
+        ("decay", 1.0),
+        ("images", 1),
+        ("images", AlignmentConfig.components),
+        ("components", 0),
+        ("feature_size", 0),
+    ],
 )
 def test_alignment_config_is_checked(key, value):
-    """A value out of range is refused by the key's name."""
+    """A value out of range is refused by the key's name: d images have no variance along the d-th
+    axis."""
     with pytest.raises(UserError, match=rf"alignment\.{key} is"):
         AlignmentConfig(**{key: value})
 
@@ -230,14 +269,59 @@ def test_merge_gives_a_model_the_decoder_of_a_tokenizer(tokenizers, model_dir, t
     capsys.readouterr()
     assert merge(model_dir, tokenizers / "encoder", tmp_path / "none") == 2
     error = capsys.readouterr().err
-    assert "encoder is another one; it must be one with the encoder and the codes" in error
+    assert "others: other weights of the encoder; give one with its encoder and codes" in error
     assert error.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
-def test_token_cache_serves_a_tokenizer_with_another_decoder(cache, tokenizers):
+def test_merge_of_a_decoder_keeps_every_other_bit_and_the_bases_classes(tmp_path):
+    """A zero of the encoder keeps its sign at any weight, which a sum would lose. The classes are
+    those of the base, whatever the classes of the images that tuned the decoder."""
+    base = small.pipeline().params
+    params: dict = flatten_dict(base["tokenizer"], sep="/")
+    name = next(name for name in params if name.startswith("encoder/"))
+    params[name] = np.full_like(params[name], -0.0)
+    zeros = unflatten_dict(params, sep="/")
+    model = {**base, "tokenizer": zeros}
+    decoder = {**zeros, "decoder": jax.tree.map(lambda x: x + 1, zeros["decoder"])}
+    model_directory.save(epath.Path(tmp_path / "base"), small.MODEL, model, tuple("abcdefghij"))
+    tokenizer = ModelConfig(dataclasses.replace(small.TOKENIZER, gradient_dtype="bfloat16"))
+    tuned = epath.Path(tmp_path / "tuned")
+    model_directory.save(tuned, tokenizer, {"tokenizer": decoder}, ("x", "y"))
+    assert merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", "0.5") == 0
+    merged = Pipeline.from_pretrained(tmp_path / "out")
+    after: dict = flatten_dict(merged.params["tokenizer"], sep="/")
+    for path, leaf in params.items():
+        if not path.startswith("decoder/"):
+            assert np.asarray(after[path]).tobytes() == leaf.tobytes(), path
+    assert merged.class_names == tuple("abcdefghij")
+
+
+def test_differences_of_encodings_name_settings_or_weights():
+    """The dtype of the computation decides tokens, that of gradients decides none; equal encoders
+    have no difference, and equal fingerprints."""
+    params = small.pipeline().params["tokenizer"]
+    encoder, decoder = other_encoder()
+    own = small.TOKENIZER, params
+    changes = {
+        key: (dataclasses.replace(small.TOKENIZER, **{key: "bfloat16"}), params)
+        for key in ("dtype", "gradient_dtype")
+    }
+    expected = [
+        (changes["dtype"], ["tokenizer.dtype: float32 here, bfloat16 there"]),
+        (changes["gradient_dtype"], []),
+        ((small.TOKENIZER, encoder), ["other weights of the encoder"]),
+        ((small.TOKENIZER, decoder), []),
+    ]
+    for other, words in expected:
+        assert encoding_differences(own, other) == words
+        assert (encoding_fingerprint(*own) != encoding_fingerprint(*other)) == bool(words)
+
+
+def test_token_cache_serves_a_tokenizer_with_another_decoder(cache, tokenizers, tmp_path):
     """Tokens of the small tokenizer are those of one that differs in its decoder alone, and not
-    those of one with another encoder."""
+    those of one with another encoder: not even where the cache's copy is replaced by that one."""
     opened, data = token_cache.open_cache(cache), DataConfig("digits")
+    swapped(tmp_path / "swapped")
     for name in ("decoder", "encoder"):
         config, params = model_directory.load_tokenizer(epath.Path(tokenizers / name))
         objective = SimpleNamespace(
@@ -252,3 +336,5 @@ def test_token_cache_serves_a_tokenizer_with_another_decoder(cache, tokenizers):
             continue
         with pytest.raises(UserError, match="tokenizer fingerprint"):
             opened.check(data, config, noted)
+        with pytest.raises(UserError, match="put that tokenizer back"):
+            _tokenizer_fingerprint(objective, token_cache.open_cache(tmp_path / "swapped"))

@@ -16,14 +16,16 @@ class AlignmentConfig:
     components of the real images.
 
     Attributes:
-      weight: weight of the distance, which is divided by the variance of the real images' features;
-        0 for none.
+      weight: weight of the distance, which is divided by the variance of the real images' features
+        along the kept components; 0 for none.
       tokens: token cache of samples (`var-jax generate --tokens-out`), of the tokenizer that
         init_from holds.
       decay: decay of the running moments of the samples' features; each step adds its batch with
         the rest of the weight.
-      images: real images, and as many samples, from which the moments are taken at the start.
-      components: principal components of the features, at most as many as these have.
+      images: real images, and as many samples, from which the moments are taken at the start; at
+        most the number of samples in `tokens`.
+      components: principal components of the features, fewer than `images`; at most as many as the
+        features have.
       feature_size: height and width in pixels at which the network sees images.
       feature_weights: file of the network's weights; "" takes those of the package that the extra
         [perceptual] brings.
@@ -45,16 +47,37 @@ class AlignmentConfig:
             require(
                 getattr(self, name) >= 1, f"alignment.{name}", getattr(self, name), "at least 1"
             )
+        require(
+            self.images > self.components,
+            "alignment.images",
+            self.images,
+            f"above alignment.components {self.components}, as fewer images have no variance along "
+            "some of them",
+        )
 
-    def check(self, tokenizer: TokenizerConfig, trainable: str):
+    def check(self, tokenizer: TokenizerConfig, trainable: str, *, microbatches: int, start: str):
         """Raises UserError if a run cannot align its decoder.
 
         Args:
           tokenizer: the run's.
           trainable: `config.trainable`, which has to leave tokens as they are.
+          microbatches: parts of a batch, over which the distance is no mean.
+          start: `config.init_from` or `config.branch_from`.
         """
         if not self.weight:
             return
+        require(
+            start,
+            "init_from",
+            repr(start),
+            "the tokenizer whose decoder is aligned (--config.init_from=DIR) with alignment.weight",
+        )
+        require(
+            microbatches == 1,
+            "microbatches",
+            microbatches,
+            "1 with alignment.weight: the Fréchet distance of a batch is no mean over its parts",
+        )
         require(
             tokenizer.quantizes,
             "alignment.weight",

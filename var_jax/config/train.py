@@ -150,7 +150,12 @@ class TrainConfig:
         require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         if self.stage == "tokenizer":
             self.progressive.check(self.tokenizer)
-            self.alignment.check(self.tokenizer, self.trainable)
+            self.alignment.check(
+                self.tokenizer,
+                self.trainable,
+                microbatches=self.microbatches,
+                start=self.init_from or self.branch_from,
+            )
             self._check_codebook()
 
     def _check_codebook(self):

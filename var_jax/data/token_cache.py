@@ -34,6 +34,8 @@ from var_jax.data.token_manifest import (
     token_dtype,
 )
 from var_jax.errors import UserError
+from var_jax.io import model_directory
+from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     # Only for its type: data must not depend on training.
@@ -130,6 +132,23 @@ class Cache:
             for role in ROLES
             if (info := getattr(self.manifest, role)) is not None
         }
+
+    def read_tokenizer(self) -> tuple[TokenizerConfig, dict]:
+        """Returns the config and parameters of the tokenizer whose tokens these are.
+
+        Call it to compare more of it than its fingerprint.
+
+        Raises:
+          UserError: the cache's copy cannot be read, or is of another tokenizer.
+        """
+        tokenizer, params = model_directory.load_tokenizer(self.tokenizer_directory)
+        copied, noted = tokenizer_fingerprint(tokenizer, params), self.manifest.fingerprint
+        if copied != noted:
+            raise UserError(
+                f"the tokenizer in {self.tokenizer_directory} has the fingerprint {copied}, and "
+                f"the token cache is of {noted}; put that tokenizer back, or write the cache again"
+            )
+        return tokenizer, params
 
     @functools.cached_property
     def train(self) -> TokenSplit:

@@ -10,12 +10,12 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from var_jax.config.model import ModelConfig
+from var_jax.config.model import DECODING, ModelConfig
 from var_jax.config.strict import differences, plain, require
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.io.finite import require_finite
-from var_jax.io.tokenizer_fingerprint import encoding_fingerprint
+from var_jax.io.tokenizer_fingerprint import encoding_differences
 
 
 class Pair(NamedTuple):
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
       config: the configuration of both.
       base: the weights of the base.
       tuned: the weights of the tuned model.
-      class_names: class names by id; empty if neither has any.
+      class_names: class names by id; empty if there are none.
     """
 
     config: ModelConfig
@@ -42,19 +42,25 @@ def load_pair(base: str, tuned: str) -> Pair:
     The tuned one may be a tokenizer alone that has the base's encoder and codes.
 
     Raises:
-      UserError: a model cannot be read, or the two differ in their configuration or class names.
+      UserError: a model cannot be read, or the two differ in their configuration or class names; of
+        a tokenizer alone, the encoder or the codes differ.
     """
     base_config, base_params = model_directory.load(epath.Path(base))
     tuned_config, tuned_params = model_directory.load(epath.Path(tuned))
     if tuned_config.transformer is None and base_config.transformer is not None:
-        require(
-            _encoding(base_config, base_params) == _encoding(tuned_config, tuned_params),
-            f"the tokenizer in {tuned}",
-            "another one",
-            f"one with the encoder and the codes of {base}, whose transformer knows no others",
-        )
-        tuned_config = base_config
-        tuned_params = {**base_params, "tokenizer": tuned_params["tokenizer"]}
+        if different := encoding_differences(
+            (base_config.tokenizer, base_params["tokenizer"]),
+            (tuned_config.tokenizer, tuned_params["tokenizer"]),
+        ):
+            raise UserError(
+                f"the tokenizer in {tuned} has other tokens than {base}, whose transformer knows "
+                f"no others: {'; '.join(different[:4])}; give one with its encoder and codes"
+            )
+        decoder = {name: tuned_params["tokenizer"][name] for name in DECODING}
+        tokenizer = {**base_params["tokenizer"], **decoder}
+        # The classes are the transformer's, whatever those of the images that tuned the decoder.
+        names = model_directory.class_names(epath.Path(base))
+        return Pair(base_config, base_params, {**base_params, "tokenizer": tokenizer}, names)
     if different := differences(plain(base_config), plain(tuned_config)):
         raise UserError(
             f"{base} and {tuned} are models of different configurations, which do not merge: "
@@ -107,17 +113,13 @@ def merge(base: Any, tuned: Any, weight: float) -> dict:
 
     def between(name: tuple[str, ...]) -> np.ndarray:
         a, b = np.asarray(base_leaves[name]), np.asarray(tuned_leaves[name])
+        if base_leaves[name] is tuned_leaves[name]:  # a formula would make -0 into 0
+            return a
         if weight in (0, 1):
             return b if weight else a
-        if a is b:  # a formula would make -0 into 0
-            return a
         wide = a.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
             merged = wide + factor * (b.astype(np.float32) - wide)
             return merged.astype(a.dtype)
 
     return unflatten_dict({name: between(name) for name in base_leaves})
-
-
-def _encoding(config: ModelConfig, params: Any) -> str:
-    return encoding_fingerprint(config.tokenizer, params["tokenizer"])

@@ -139,7 +139,11 @@ class Autoencoder(Objective[NetworkWeights]):
         variant: AutoencoderVariant | None = None,
         step: jax.Array | int = 0,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss without its adversarial term, which depends on the discriminator."""
+        """Returns the loss without its adversarial and Fréchet terms.
+
+        These depend on the discriminator, and on moments of the run; the held-out loss is without
+        them too.
+        """
         return self._loss(variant or self.last_variant()).value(params, frozen, batch, rng)
 
     def gradients(
@@ -276,8 +280,6 @@ class Autoencoder(Objective[NetworkWeights]):
         shardings: AutoencoderState,
         replicated: NamedSharding,
     ) -> AutoencoderState:
-        if self.alignment is not None:
-            decoder_alignment.require_start(self.config)
         if not self.config.init_from:
             state = codebook_start.initialize_codes(
                 self.config, state, batches, shardings, replicated
@@ -289,7 +291,8 @@ class Autoencoder(Objective[NetworkWeights]):
 
     def adapt_weights(self, model: ModelConfig, weights: Any, replicated: NamedSharding) -> Any:
         if self.alignment is not None:
-            decoder_alignment.require_same_tokens(self.config, self.model, weights)
+            start = f"init_from {self.config.init_from}"
+            decoder_alignment.require_same_tokens(self.config, start, self.model, weights)
         return weights
 
     # Evaluation.

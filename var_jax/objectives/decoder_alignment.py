@@ -3,8 +3,8 @@
 Encoder, quantizer and codes stay, so that tokens keep their meaning: a transformer of the tokenizer
 samples as before, and its tokens are decoded to images whose features are distributed more like
 those of real images. The loss is the Fréchet distance of running moments of the samples' features,
-to which each step adds its batch (the paper's EMA variant). As there, the gradient is that of the
-newest batch.
+to which each step adds its batch (the paper's EMA variant). As there, the gradient is by the newest
+batch; it is 1 / (1 - decay) times the paper's, so that a weight means the same at any decay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from var_jax.config.model import TokenizerConfig
-from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost, sharding
 from var_jax.errors import UserError
@@ -59,7 +58,8 @@ class Aligned(NamedTuple):
     Attributes:
       gradients: those of the tokenizer's parameters.
       loss: the weighted distance.
-      metrics: the distance, divided by the variance of the real images' features.
+      metrics: the distance, divided by the variance of the real images' features along the kept
+        components.
       moments: the batch's moments, for `updated`.
     """
 
@@ -192,35 +192,21 @@ def _state(real: _Sums, generated: _Sums, components: int) -> AlignmentState:
     )
 
 
-def require_same_tokens(config: TrainConfig, tokenizer: TokenizerConfig, params: Any):
+def require_same_tokens(config: TrainConfig, start: str, tokenizer: TokenizerConfig, params: Any):
     """Raises UserError if the generated tokens are of a tokenizer with another encoder or codes.
 
     Args:
+      start: what the parameters are of, for the message.
       tokenizer: the config of the tokenizer that the run starts from.
       params: its parameters, on the host.
     """
-    from etils import epath
+    from var_jax.data import token_cache
+    from var_jax.io.tokenizer_fingerprint import encoding_differences
 
-    from var_jax.io import model_directory
-    from var_jax.io.tokenizer_fingerprint import encoding_fingerprint
-
-    tokens = epath.Path(config.alignment.tokens)
-    of_samples = multihost.run_on_all(
-        lambda: encoding_fingerprint(*model_directory.load_tokenizer(tokens / "tokenizer"))
-    )
-    own = encoding_fingerprint(tokenizer, params)
-    require(
-        of_samples == own,
-        f"the tokenizer of alignment.tokens {tokens}",
-        of_samples,
-        f"that of init_from {config.init_from}, {own}: give samples of a model of this tokenizer",
-    )
-
-
-def require_start(config: TrainConfig):
-    """Raises UserError if a run has no trained tokenizer to start from."""
-    if not config.init_from:
+    tokens = config.alignment.tokens
+    of_samples = multihost.run_on_all(lambda: token_cache.open_cache(tokens).read_tokenizer())
+    if different := encoding_differences((tokenizer, params), of_samples):
         raise UserError(
-            "init_from is ''; it must be the tokenizer whose decoder is aligned "
-            "(--config.init_from=DIR) with alignment.weight"
+            f"the tokenizer of alignment.tokens {tokens} makes other tokens than that of {start}: "
+            f"{'; '.join(different[:4])}; give samples of a model of this tokenizer"
         )

@@ -17,7 +17,7 @@ from var_jax.data import image_fingerprints, loader, sources, streams, token_cac
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
-from var_jax.io import atomic, model_directory
+from var_jax.io import atomic
 from var_jax.io.json import read_object
 from var_jax.io.tokenizer_fingerprint import encoding_fingerprint, tokenizer_fingerprint
 from var_jax.objectives import decoder_alignment
@@ -283,6 +283,9 @@ def _tokenizer_fingerprint(objective: Objective[Any], cache: token_cache.Cache) 
     """Returns the fingerprint of the tokenizer of an objective that learns from a token cache.
 
     It is the cache's for a tokenizer that differs in its decoder alone, whose tokens are the same.
+
+    Raises:
+      UserError: the cache's copy of its tokenizer is another one.
     """
     carried = objective.carried_model()
     assert carried is not None
@@ -291,7 +294,7 @@ def _tokenizer_fingerprint(objective: Objective[Any], cache: token_cache.Cache) 
     own, noted = tokenizer_fingerprint(tokenizer, weights), cache.manifest.fingerprint
     if own == noted or not (cache.tokenizer_directory / "model.json").exists():
         return own
-    encoder = encoding_fingerprint(*model_directory.load_tokenizer(cache.tokenizer_directory))
+    encoder = encoding_fingerprint(*cache.read_tokenizer())
     return noted if encoder == encoding_fingerprint(tokenizer, weights) else own
 
 

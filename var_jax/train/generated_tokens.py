@@ -18,7 +18,8 @@ class GeneratedTokens:
     Attributes:
       fingerprint: fingerprint of the sample set.
     Raises:
-      UserError: the cache is missing or damaged, is of real images, or has tokens of other sizes.
+      UserError: the cache is missing or damaged, is of real images, has tokens of other sizes, or
+        has fewer than `alignment.images`.
     """
 
     def __init__(self, config: TrainConfig):
@@ -38,6 +39,13 @@ class GeneratedTokens:
             "alignment.tokens",
             directory,
             f"tokens of the run's tokenizer ({'; '.join(other)})",
+        )
+        samples = len(self._cache.train)
+        require(
+            config.alignment.images <= samples,
+            "alignment.images",
+            config.alignment.images,
+            f"at most {samples}, the number of samples in alignment.tokens {directory}",
         )
         self.fingerprint = manifest.generated
 

@@ -16,6 +16,7 @@ from var_jax.errors import UserError
 from var_jax.io import finite, hub_download, model_directory
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.models import position_tables
+from var_jax.objectives import decoder_alignment
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import TrainState
 from var_jax.train import host_agreement
@@ -68,6 +69,7 @@ def first_state(
     if checkpoints.agreed_steps():
         state, extra = checkpoints.restore(program.abstract_state())
         _require_finite(state, "the run's checkpoint")
+        _require_same_tokens(objective, program, state, "the run's checkpoint")
         return RestoredRun(state, extra.get("evaluated", True))
     if config.branch_from:
         return RestoredRun(branched_state(objective, program))
@@ -88,7 +90,22 @@ def branched_state(objective: Objective[Any], program: Program) -> TrainState:
     trunk = Checkpoints(epath.Path(config.branch_from) / "checkpoints", keep=1)
     state = trunk.restore(program.abstract_state(), config.branch_step)[0]
     _require_finite(state, f"the checkpoint in {config.branch_from}")
+    _require_same_tokens(objective, program, state, f"branch_from {config.branch_from}")
     return state
+
+
+def _require_same_tokens(objective: Objective[Any], program: Program, run: TrainState, start: str):
+    """Raises UserError if a run goes on with generated tokens of another encoder or other codes.
+
+    Args:
+      start: what the state is of, for the message.
+    """
+    if decoder_alignment.BATCH_KEY not in objective.batch_shapes():
+        return
+    config = objective.config
+    gathered = jax.jit(lambda tree: tree, out_shardings=program.replicated)(run.params)
+    params = jax.tree.map(np.asarray, gathered)
+    decoder_alignment.require_same_tokens(config, start, config.tokenizer, params)
 
 
 def _require_finite(run: TrainState, name: str):
