@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from helpers import masked, refiners, small
 from helpers.mesh_steps import assert_same_step, one_step
 from helpers.numerics import log_softmax
+from var_jax import Pipeline
 from var_jax.config import idle_keys
 from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
@@ -150,6 +151,20 @@ def test_base_of_another_objective_or_of_another_run_is_refused(base, tmp_path):
     own = model_fingerprint(model.config, model.params)
     with pytest.raises(UserError, match=f"refiner.base .* is {own}.* started with, 0123"):
         refiners.objective(refiners.training(base), run)
+
+
+def test_class_dropout_on_a_base_without_it_is_refused(tmp_path):
+    """The base's row for no class was never trained, and the refiner would learn on its hidden
+    states; without dropout the run is made."""
+    model = small.pipeline()
+    transformer = dataclasses.replace(small.TRANSFORMER, class_dropout=0.0)
+    untrained = dataclasses.replace(model.config, transformer=transformer)
+    Pipeline(untrained, model.params).save(tmp_path / "base")
+    config = refiners.training(tmp_path / "base")
+    with pytest.raises(UserError, match=r"class_dropout is 0\.1; it must be 0, as in the model in"):
+        registry.with_frozen_sizes(config)
+    resolved = registry.with_frozen_sizes(dataclasses.replace(config, transformer=transformer))
+    assert resolved.transformer == transformer
 
 
 def test_keys_without_effect_are_refused(base):

@@ -5,13 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from helpers import adapters, masked, refiners, small
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.transformer_config import TransformerConfig
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.errors import UserError
+from var_jax.io import model_directory, refiner_file
+from var_jax.io.model_merge import merge_directories
 from var_jax.models import flops
 from var_jax.sampling import sampler_registry
 
@@ -104,6 +108,54 @@ def test_refiner_of_another_model_is_refused(refined, tmp_path):
         refined.with_adapter(adapter)
     with pytest.raises(UserError, match=f"no refiner in {tmp_path}"):
         small.pipeline().with_refiner(tmp_path)
+
+
+def test_refiner_serves_its_model_with_another_decoder(tmp_path):
+    """The decoder decides no token: a merge with an aligned one takes the refiner and samples the
+    same tokens. One with another encoder does not take it, nor does a file without the second
+    fingerprint."""
+    model, part = small.pipeline(), small.pipeline().params["tokenizer"]
+    run = refiners.write(tmp_path / "run", refiners.random_params())
+    model.save(tmp_path / "base")
+    for name in ("decoder", "encoder"):
+        tokenizer = {**part, name: jax.tree.map(lambda x: x + 1e-3, part[name])}
+        directory = epath.Path(tmp_path / name)
+        model_directory.save(directory, ModelConfig(small.TOKENIZER), {"tokenizer": tokenizer})
+    merge_directories(f"{tmp_path}/base", f"{tmp_path}/decoder", 1, f"{tmp_path}/out")
+    aligned = Pipeline.from_pretrained(tmp_path / "out")
+    samples = [
+        one.with_refiner(run).sample(LABELS, seed=2, cfg=0, return_tokens=True)
+        for one in (model, aligned)
+    ]
+    np.testing.assert_array_equal(samples[0][1], samples[1][1])
+    assert np.any(samples[0][0] != samples[1][0])
+
+    encoder = Pipeline.from_pretrained(tmp_path / "encoder").params["tokenizer"]
+    changed = Pipeline(model.config, {**model.params, "tokenizer": encoder})
+    earlier = dataclasses.replace(refiner_file.load(run), sampling_fingerprint="")
+    (tmp_path / "earlier").mkdir()
+    refiner_file.save(epath.Path(tmp_path / "earlier"), earlier)
+    assert model.with_refiner(tmp_path / "earlier").config.refiner == refiners.CONFIG
+    for other, directory in ((changed, run), (aligned, tmp_path / "earlier")):
+        with pytest.raises(UserError, match="is of the base"):
+            other.with_refiner(directory)
+
+
+def test_fingerprint_of_a_refined_model_stays():
+    """It is that of the refiner's sizes and weights: the path of its base does not count, and its
+    value is that of the sample sets that were started before there were later keys."""
+    model = small.pipeline()
+    shapes = refiners.random_params()
+    params = {
+        **model.params,
+        "refiner": jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes),
+    }
+    for base in ("", "runs/base"):
+        sizes = dataclasses.replace(refiners.CONFIG, base=base)
+        config = dataclasses.replace(model.config, refiner=sizes)
+        assert model_fingerprint(config, params) == "6071f6af32daa5ee"
+    other = dataclasses.replace(model.config, refiner=FIRST_SCALES)
+    assert model_fingerprint(other, params) != "6071f6af32daa5ee"
 
 
 @pytest.mark.parametrize(("name", "value"), [("ssg", 1.0), ("smooth", True)])

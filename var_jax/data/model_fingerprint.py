@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from var_jax.config.model import ModelConfig, TransformerConfig
-from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
+from var_jax.config.refiner_config import RefinerConfig
+from var_jax.io.tokenizer_fingerprint import encoding_fingerprint, tokenizer_fingerprint
 
 # Settings of the transformer that are hashed whatever their value, in this order, as they were
 # before there were others; a later setting counts where it is not at its default.
@@ -35,6 +36,8 @@ FIRST_SETTINGS = (
     "param_dtype",
     "gradient_dtype",
 )
+# Settings of a refiner that are hashed whatever their value; a later one counts off its default.
+FIRST_OF_REFINER = ("depth", "width", "last_scale")
 # Settings that change how a model is trained and not what it computes.
 OF_TRAINING = (
     "progressive",
@@ -50,17 +53,38 @@ def model_fingerprint(config: ModelConfig, params: dict) -> str:
 
     Settings that only training uses are left out.
     """
-    parts = [
-        tokenizer_fingerprint(config.tokenizer, params["tokenizer"]),
-        _without_training(config.transformer),
-    ]
+    return _digest(tokenizer_fingerprint(config.tokenizer, params["tokenizer"]), config, params)
+
+
+def sampling_fingerprint(config: ModelConfig, params: dict) -> str:
+    """Returns one fingerprint of what makes a model's tokens: of all but the tokenizer's decoder.
+
+    Call it for what was trained on a model and does not depend on how its tokens are decoded.
+    """
+    return _digest(encoding_fingerprint(config.tokenizer, params["tokenizer"]), config, params)
+
+
+def _digest(tokenizer: str, config: ModelConfig, params: dict) -> str:
+    parts = [tokenizer, _without_training(config.transformer)]
     parts += [
         hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
         for leaf in jax.tree.leaves([params.get("transformer"), params.get("refiner")])
     ]
     if config.refiner is not None:
-        parts.append(repr(config.refiner))
+        parts.append(_of_refiner(config.refiner))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _of_refiner(config: RefinerConfig) -> str:
+    """Returns the text of a refiner's sizes: without its base, and later keys at defaults."""
+    later = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in ("base", *FIRST_OF_REFINER)
+        and getattr(config, field.name) != field.default
+    ]
+    values = (f"{name}={getattr(config, name)!r}" for name in (*FIRST_OF_REFINER, *later))
+    return f"RefinerConfig(base='', {', '.join(values)})"
 
 
 def _without_training(config: TransformerConfig | None) -> str:

@@ -1,7 +1,7 @@
 """Refiner files: a trained logit refiner as one small safetensors file that names its base.
 
-The file's header holds the refiner's config and the fingerprint of the model that it was trained
-for (`data.model_fingerprint`) as JSON under the key `HEADER`.
+The file's header holds the refiner's config and the fingerprints of the model that it was trained
+for (`data.model_fingerprint`), with and without its decoder, as JSON under the key `HEADER`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class RefinerFile:
       config: its config; `base` is "", as the fingerprint identifies the base on any machine.
       fingerprint: the fingerprint of the base.
       params: its parameters on the host; empty where only the header was read.
+      sampling_fingerprint: that of the base without its decoder; "" in files of before.
     """
 
     config: RefinerConfig
     fingerprint: str
     params: dict[str, Any]
+    sampling_fingerprint: str = ""
 
 
 def save(directory: epath.Path, refiner: RefinerFile):
@@ -47,6 +49,7 @@ def save(directory: epath.Path, refiner: RefinerFile):
     header = {
         "format": REFINER_FORMAT,
         "base_fingerprint": refiner.fingerprint,
+        "base_sampling_fingerprint": refiner.sampling_fingerprint,
         "refiner": plain(dataclasses.replace(refiner.config, base="")),
     }
     array_file.save_arrays(directory / NAME, refiner.params, {HEADER: json.dumps(header)})
@@ -82,6 +85,7 @@ def load_header(directory: epath.PathLike) -> RefinerFile:
     try:
         header = json.loads(metadata[HEADER])
         file_format, fingerprint = header["format"], header["base_fingerprint"]
+        sampling = header.get("base_sampling_fingerprint", "")
         values = dict(header["refiner"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no refiner's file: its header does not say so") from error
@@ -90,4 +94,5 @@ def load_header(directory: epath.PathLike) -> RefinerFile:
             f"{path} is of format {file_format!r}, and this version reads {REFINER_FORMAT}; update "
             "var-jax"
         )
-    return RefinerFile(build(RefinerConfig, values, f"{path}: refiner"), str(fingerprint), {})
+    config = build(RefinerConfig, values, f"{path}: refiner")
+    return RefinerFile(config, str(fingerprint), {}, str(sampling))

@@ -53,6 +53,7 @@ class FrozenBase(FrozenTokenizer):
       starts: the rows that an adapter's new classes start from.
       start_ids: ids of the classes of these rows, None for the mean of all.
       fingerprint: the model's fingerprint.
+      sampling_fingerprint: its fingerprint without the tokenizer's decoder.
       class_names: its class names, by id.
     """
 
@@ -60,6 +61,7 @@ class FrozenBase(FrozenTokenizer):
     starts: Any = None
     start_ids: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=())
     fingerprint: str = flax.struct.field(pytree_node=False, default="")
+    sampling_fingerprint: str = flax.struct.field(pytree_node=False, default="")
     class_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
 
@@ -171,7 +173,7 @@ def load_model(
     """
     from etils import epath
 
-    from var_jax.data.model_fingerprint import model_fingerprint
+    from var_jax.data.model_fingerprint import model_fingerprint, sampling_fingerprint
     from var_jax.io import model_directory
 
     directory = epath.Path(base_directory(config))
@@ -192,6 +194,7 @@ def load_model(
         params["tokenizer"],
         base=jax.tree.map(lambda x: np.asarray(x, np.float32), params["transformer"]),
         fingerprint=fingerprint,
+        sampling_fingerprint=sampling_fingerprint(model, params),
         class_names=model_directory.class_names(directory),
     )
 

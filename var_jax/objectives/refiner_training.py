@@ -18,6 +18,7 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig, TransformerConfig
 from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.scales import Scales
+from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.data.model_fingerprint import OF_TRAINING
 from var_jax.models import flops, refiner
@@ -70,6 +71,13 @@ class RefinerTraining(OnFrozenBase, NextScale):
         refined = dataclasses.replace(base.transformer, param_dtype="float32", **own)
         resolved = dataclasses.replace(config, tokenizer=base.tokenizer, transformer=refined)
         idle_keys.refuse_unused_by_objective(resolved, OWN_KEYS, started_with)
+        require(
+            base.transformer.class_dropout > 0 or refined.class_dropout == 0,
+            "transformer.class_dropout",
+            refined.class_dropout,
+            f"0, as in the model in refiner.base {config.refiner.base}, whose row for no class was "
+            "never trained",
+        )
         return resolved
 
     @property
@@ -177,7 +185,10 @@ class RefinerTraining(OnFrozenBase, NextScale):
         """Writes the refiner's file to the workdir."""
         from var_jax.io import refiner_file
 
-        trained = refiner_file.RefinerFile(self.refiner, self.frozen.fingerprint, params())
+        frozen = self.frozen
+        trained = refiner_file.RefinerFile(
+            self.refiner, frozen.fingerprint, params(), frozen.sampling_fingerprint
+        )
         if jax.process_index() == 0:
             refiner_file.save(directory, trained)
 

@@ -5,7 +5,7 @@ from typing import Self
 
 from var_jax.adapters.adapted_model import AdaptedModel
 from var_jax.config.strict import differences, require
-from var_jax.data.model_fingerprint import model_fingerprint
+from var_jax.data.model_fingerprint import model_fingerprint, sampling_fingerprint
 from var_jax.devices import batched
 from var_jax.errors import UserError
 from var_jax.io import array_file, refiner_file
@@ -18,7 +18,8 @@ class RefinedModel(AdaptedModel):
     def with_refiner(self, directory) -> Self:
         """Returns the model with a logit refiner as a part; this model stays as it is.
 
-        Saved, the new model has the refiner in its directory.
+        Saved, the new model has the refiner in its directory. The tokenizer's decoder may differ
+        from that of the model that the refiner was trained on, as it decides no token.
 
         Args:
           directory: a workdir of a refiner's training, or another directory with its file.
@@ -32,7 +33,8 @@ class RefinedModel(AdaptedModel):
             raise UserError("the model is a tokenizer alone; a refiner needs a transformer")
         require(self.config.refiner is None, "the refiner of the model", "there", "left out")
         fingerprint = model_fingerprint(self.config, self.params)
-        if trained.fingerprint != fingerprint:
+        sampling = sampling_fingerprint(self.config, self.params)
+        if trained.fingerprint != fingerprint and trained.sampling_fingerprint != sampling:
             raise UserError(
                 f"the refiner in {directory} is of the base {trained.fingerprint}, and this model "
                 f"is {fingerprint}; give the model that it was trained on, without adapters and in "
