@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scaling.planted import single
-from var_jax.scaling import report, report_text, table
+from var_jax.scaling import checklist, report, report_text, table
 
 
 def fitted(losses, **columns):
@@ -75,3 +75,29 @@ def test_report_answers_the_checklist_and_says_what_it_does_not_know(few):
     for question, answer in answers.items():
         assert f"| {question} | {answer} |" in text
     assert "| without a floor, E = 0 | 0 |" in text
+
+
+def answers_of(**columns):
+    sizes = np.repeat([1e6, 2e6, 4e6], 2)
+    values = {"params": sizes, "tokens": 10 * sizes, **columns}
+    records = [
+        {"run": f"r{i}", "loss": 2.0, **{name: column[i] for name, column in values.items()}}
+        for i in range(len(sizes))
+    ]
+    return checklist.checklist(table.build(records), {})
+
+
+def test_checklist_reads_rates_and_flops_from_the_columns():
+    """Rates that are in the table are named with how many a size has, and FLOPs are compared with
+    6 N D; without such columns they are called not recorded."""
+    sizes = np.repeat([1e6, 2e6, 4e6], 2)
+    flops = 6 * sizes * 10 * sizes
+    one = answers_of(learning_rate=1e3 / sizes, compute=flops * 1.0001)
+    assert one["learning rates"].startswith("peaks from 0.00025 to 0.001, one for each number")
+    assert one["FLOPs counted"] == "6 N D of the table's parameters and tokens"
+    two = answers_of(learning_rate=np.tile([1e-3, 2e-3], 3), compute=flops * np.tile([1, 1.5], 3))
+    assert two["learning rates"] == "peaks from 0.001 to 0.002, up to 2 for a number of parameters"
+    assert two["FLOPs counted"].startswith("1 to 1.5 times 6 N D")
+    none = answers_of()
+    assert none["FLOPs counted"].startswith("not recorded")
+    assert none["learning rates"].startswith("not recorded")

@@ -98,7 +98,7 @@ def cache(tmp_path):
     [
         ({"data": "fashion_mnist_idx"}, "data.name: digits here, fashion_mnist_idx there"),
         ({"resize": "crop"}, "data.resize: stretch here, crop there"),
-        ({"fingerprint": "0" * 16}, "tokenizer fingerprint"),
+        ({"fingerprint": "0" * 16}, "and the token cache is of 0000000000000000"),
         (
             {"class_names": tuple("0123456789a")},
             "transformer.num_classes is 10; it must be at least the 11 classes",

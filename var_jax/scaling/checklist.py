@@ -7,8 +7,11 @@ The questions are those on which published scaling laws were found to differ or 
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
+
 from var_jax.scaling.table import Table
 
+EXACT = 1e-3  # relative difference that rounding of a written table may make
 UNKNOWN = "not recorded in the table; its author must say"
 STARTS = (
     "batched Levenberg-Marquardt from 12 starts over exponents and floors, checked by variable "
@@ -30,8 +33,8 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
         "runs in": f"{len(set(table.run))} runs in {len(table)} rows; each law names its points",
         "rows out": f"{len(table.dropped)}: {left_out}{more}" if out else "none",
         "parameters counted": facts.get("parameters", UNKNOWN),
-        "FLOPs counted": facts.get("compute", UNKNOWN),
-        "learning rates": facts.get("learning rates", UNKNOWN),
+        "FLOPs counted": facts.get("compute") or _compute(table) or UNKNOWN,
+        "learning rates": facts.get("learning rates") or _learning_rates(table) or UNKNOWN,
         "schedules": facts.get("schedules", UNKNOWN),
         "rows of a run": facts.get("rows", "all"),
         "optimizer of the fit": STARTS + starts,
@@ -39,6 +42,40 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
         "intervals": _per_law(fitted, "interval_method"),
         "held-out error": _holdouts(summaries),
     }
+
+
+def _compute(table: Table) -> str:
+    """Returns what the columns themselves say of the FLOPs; "" if they say nothing."""
+    if not {"compute", "params", "tokens"} <= table.columns.keys():
+        return ""
+    ratio = table["compute"] / (6 * table["params"] * table["tokens"])
+    ratio = ratio[np.isfinite(ratio)]
+    if not len(ratio):
+        return ""
+    if np.allclose(ratio, 1, rtol=EXACT):
+        return "6 N D of the table's parameters and tokens"
+    return (
+        f"{ratio.min():.3g} to {ratio.max():.3g} times 6 N D of the table's parameters and "
+        "tokens; how, its author must say"
+    )
+
+
+def _learning_rates(table: Table) -> str:
+    """Returns which learning rates the runs have, and whether a size has several; "" if unknown."""
+    if not {"learning_rate", "params"} <= table.columns.keys():
+        return ""
+    pairs = np.stack([table["params"], table["learning_rate"]], axis=1)
+    pairs = np.unique(pairs[np.isfinite(pairs).all(axis=1)], axis=0)
+    if not len(pairs):
+        return ""
+    rates, sizes = pairs[:, 1], Counter(pairs[:, 0].tolist())
+    most = max(sizes.values())
+    tuned = (
+        f"up to {most} for a number of parameters"
+        if most > 1
+        else "one for each number of parameters, so that the table does not show how it was tuned"
+    )
+    return f"peaks from {rates.min():.3g} to {rates.max():.3g}, {tuned}"
 
 
 def _per_law(fitted: Mapping[str, Mapping], name: str) -> str:
