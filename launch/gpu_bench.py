@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from var_jax.io import atomic
+
 REQUIRED = {  # {module: wheel}
     "jax": "jax[cuda13]",
     "flax": "flax",
@@ -230,9 +232,7 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             continue
         rows[row.name] = report
-        part = out.with_suffix(".part")
-        part.write_text(json.dumps(file, indent=1) + "\n")
-        part.rename(out)
+        atomic.write(out, json.dumps(file, indent=1) + "\n")
         print(line(report), flush=True)
     print(f"{len(rows)} rows in {out}" + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0

@@ -12,7 +12,7 @@ from flax import linen as nn
 from helpers import small
 from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.train import TrainConfig
-from var_jax.data.model_fingerprint import model_fingerprint, sampling_fingerprint
+from var_jax.data.model_fingerprint import fingerprints
 from var_jax.io import refiner_file
 from var_jax.models import refiner
 from var_jax.objectives import registry
@@ -40,8 +40,7 @@ def write(directory: Path, params, config: RefinerConfig = CONFIG) -> Path:
     """Writes a refiner of the tiny model, and returns its directory."""
     model = small.pipeline()
     directory.mkdir(parents=True)
-    fingerprint = model_fingerprint(model.config, model.params)
-    sampling = sampling_fingerprint(model.config, model.params)
+    fingerprint, sampling = fingerprints(model.config, model.params)
     written = refiner_file.RefinerFile(config, fingerprint, params, sampling)
     refiner_file.save(epath.Path(directory), written)
     return directory

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from helpers import refiners, small
 from helpers.runs import assert_resumes_bit_for_bit, weights
 from var_jax import Pipeline
-from var_jax.data.model_fingerprint import sampling_fingerprint
+from var_jax.data.model_fingerprint import fingerprints
 from var_jax.errors import UserError
 from var_jax.io import refiner_file
 from var_jax.train.loop import train
@@ -40,7 +40,7 @@ def test_train_resumes_a_refiner_bit_for_bit(digits_dir, unevaluated, tmp_path, 
         np.testing.assert_array_equal(leaf, average[path], err_msg=path)
     assert np.any(stored.params["head"]["kernel"])
     own = small.pipeline()
-    assert stored.sampling_fingerprint == sampling_fingerprint(own.config, own.params)
+    assert stored.sampling_fingerprint == fingerprints(own.config, own.params).sampling
     assert stored.config == refiners.CONFIG and not (finished / "tokenizer").exists()
     refined = Pipeline.from_pretrained(base).with_refiner(finished)
     assert refined.sample([0, 1], cfg=0).shape == (2, *small.TOKENIZER.image_shape)

@@ -1,14 +1,14 @@
 """Adapter files: a trained adapter as one small safetensors file that names its base.
 
 The file's header holds the adapter's config, the fingerprint of the base (`data.model_fingerprint`)
-and the start of each new class as JSON under the key `HEADER`.
+and the start of each new class.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,11 @@ from etils import epath
 
 from var_jax.config.adapter_config import AdapterConfig
 from var_jax.config.strict import build, plain, require
-from var_jax.errors import UserError, require_path
 from var_jax.io import array_file, model_directory
-from var_jax.io.finite import require_finite
+from var_jax.io.part_file import PartFile
 
-NAME = model_directory.ADAPTER
-HEADER = "var_jax_adapter"
-ADAPTER_FORMAT = 1
+FILE = PartFile("adapter", model_directory.ADAPTER, format=1, config_file="configs/adapters.py")
+NAME = FILE.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +59,11 @@ def save(directory: epath.Path, adapter: Adapter):
       UserError: the file cannot be written.
     """
     header = {
-        "format": ADAPTER_FORMAT,
         "base_fingerprint": adapter.fingerprint,
         "adapter": plain(dataclasses.replace(adapter.config, base="")),
         "starts": list(adapter.starts),
     }
-    array_file.save_arrays(directory / NAME, adapter.params, {HEADER: json.dumps(header)})
+    FILE.save(directory, adapter.params, header)
 
 
 def load(directory: epath.PathLike) -> Adapter:
@@ -75,11 +72,7 @@ def load(directory: epath.PathLike) -> Adapter:
     Raises:
       UserError: there is no adapter, or its file is damaged.
     """
-    adapter = load_header(directory)
-    path = epath.Path(directory) / NAME
-    params = array_file.load_arrays(path)
-    require_finite(array_file.named_leaves(params), str(path))
-    return dataclasses.replace(adapter, params=params)
+    return dataclasses.replace(load_header(directory), params=FILE.load_params(directory))
 
 
 def load_header(directory: epath.PathLike) -> Adapter:
@@ -88,30 +81,16 @@ def load_header(directory: epath.PathLike) -> Adapter:
     Raises:
       UserError: there is no adapter, or its header is damaged.
     """
-    require_path(directory, "the adapter's directory")
-    path = epath.Path(directory) / NAME
-    if not path.exists():
-        raise UserError(
-            f"no adapter in {directory}: there is no {NAME}; give a workdir of "
-            "`train --config configs/adapters.py` after its first checkpoint"
-        )
-    metadata = array_file.load_metadata(path)
-    try:
-        header = json.loads(metadata[HEADER])
-        file_format, fingerprint, starts = (
-            header[key] for key in ("format", "base_fingerprint", "starts")
-        )
-        values = dict(header["adapter"])
+
+    def fields(header: Mapping[str, Any]):
+        fingerprint, starts = header["base_fingerprint"], header["starts"]
         sound = isinstance(fingerprint, str) and all(
             start is None or type(start) is int for start in starts
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no adapter's file: its header does not say so") from error
-    if file_format != ADAPTER_FORMAT:
-        raise UserError(
-            f"{path} is of format {file_format!r}, and this version reads {ADAPTER_FORMAT}; update "
-            "var-jax"
-        )
+        return fingerprint, starts, dict(header["adapter"]), sound
+
+    fingerprint, starts, values, sound = FILE.read_header(directory, fields)
+    path = epath.Path(directory) / NAME
     config = build(AdapterConfig, values, f"{path}: adapter")
     require(
         sound and len(starts) == len(config.class_names),

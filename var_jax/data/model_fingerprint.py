@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -48,31 +49,52 @@ OF_TRAINING = (
 )
 
 
+class Fingerprints(NamedTuple):
+    """Both fingerprints of a model.
+
+    Attributes:
+      model: of all weights and sizes (`model_fingerprint`).
+      sampling: of all but the tokenizer's decoder, which makes no token: for what was trained on a
+        model and does not depend on how its tokens are decoded.
+    """
+
+    model: str
+    sampling: str
+
+
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
     """Returns one fingerprint of all weights and sizes of a model.
 
     Settings that only training uses are left out.
     """
-    return _digest(tokenizer_fingerprint(config.tokenizer, params["tokenizer"]), config, params)
+    tokenizer = tokenizer_fingerprint(config.tokenizer, params["tokenizer"])
+    return _digest(tokenizer, _beside_tokenizer(config, params))
 
 
-def sampling_fingerprint(config: ModelConfig, params: dict) -> str:
-    """Returns one fingerprint of what makes a model's tokens: of all but the tokenizer's decoder.
+def fingerprints(config: ModelConfig, params: dict) -> Fingerprints:
+    """Returns both fingerprints of a model; the weights of the transformer are hashed once."""
+    rest = _beside_tokenizer(config, params)
+    tokenizer = config.tokenizer, params["tokenizer"]
+    return Fingerprints(
+        _digest(tokenizer_fingerprint(*tokenizer), rest),
+        _digest(encoding_fingerprint(*tokenizer), rest),
+    )
 
-    Call it for what was trained on a model and does not depend on how its tokens are decoded.
-    """
-    return _digest(encoding_fingerprint(config.tokenizer, params["tokenizer"]), config, params)
 
-
-def _digest(tokenizer: str, config: ModelConfig, params: dict) -> str:
-    parts = [tokenizer, _without_training(config.transformer)]
+def _beside_tokenizer(config: ModelConfig, params: dict) -> list[str]:
+    """Returns texts that identify the transformer and the refiner."""
+    parts = [_without_training(config.transformer)]
     parts += [
         hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
         for leaf in jax.tree.leaves([params.get("transformer"), params.get("refiner")])
     ]
     if config.refiner is not None:
         parts.append(_of_refiner(config.refiner))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return parts
+
+
+def _digest(tokenizer: str, rest: list[str]) -> str:
+    return hashlib.sha256("\n".join([tokenizer, *rest]).encode()).hexdigest()[:16]
 
 
 def _of_refiner(config: RefinerConfig) -> str:

@@ -173,12 +173,12 @@ def load_model(
     """
     from etils import epath
 
-    from var_jax.data.model_fingerprint import model_fingerprint, sampling_fingerprint
+    from var_jax.data.model_fingerprint import fingerprints
     from var_jax.io import model_directory
 
     directory = epath.Path(base_directory(config))
     model, params = model_directory.load(directory)
-    fingerprint = model_fingerprint(model, params)
+    fingerprint, sampling_fingerprint = fingerprints(model, params)
     # The run of the workdir, or the one that a new run continues as a branch.
     for begun in (workdir, *([epath.Path(config.branch_from)] if config.branch_from else ())):
         if (begun / name).exists():
@@ -194,7 +194,7 @@ def load_model(
         params["tokenizer"],
         base=jax.tree.map(lambda x: np.asarray(x, np.float32), params["transformer"]),
         fingerprint=fingerprint,
-        sampling_fingerprint=sampling_fingerprint(model, params),
+        sampling_fingerprint=sampling_fingerprint,
         class_names=model_directory.class_names(directory),
     )
 
@@ -258,18 +258,13 @@ def model_labels(class_names: Sequence[str], adapter: AdapterConfig, base: Base)
             f"adapter.classes has {absent[0]!r}, of which the data have no images; their classes "
             f"are {', '.join(map(class_labels.written, class_names)):.80}"
         )
-    ids = []
-    for name in class_names:
-        label = first + new.index(name) if name in new else label_of(name, base)
-        if label is None:
-            listed = class_labels.written(name)
-            raise UserError(
-                f"the data have the class {name!r}, which the model in {adapter.base} does not "
-                f"have; add it as a new one (--config.adapter.classes={listed}), or name its "
-                "folder after a class of the model"
-            )
-        ids.append(label)
-    return ids
+
+    def known(name: str) -> int:
+        listed = class_labels.written(name)
+        remedy = f"add it as a new one (--config.adapter.classes={listed})"
+        return _known_label(name, base, adapter.base, remedy)
+
+    return [first + new.index(name) if name in new else known(name) for name in class_names]
 
 
 def labels_of(class_names: Sequence[str], base: Base, directory: str) -> list[int]:
@@ -280,10 +275,15 @@ def labels_of(class_names: Sequence[str], base: Base, directory: str) -> list[in
     Raises:
       UserError: the base has no such class.
     """
-    ids = {name: label_of(name, base) for name in class_names}
-    if unknown := [name for name, label in ids.items() if label is None]:
+    return [_known_label(name, base, directory, "leave its images out") for name in class_names]
+
+
+def _known_label(name: str, base: Base, directory: str, remedy: str) -> int:
+    """Returns the base's id of a class of the data, which it must have."""
+    label = label_of(name, base)
+    if label is None:
         raise UserError(
-            f"the data have the class {unknown[0]!r}, which the model in {directory} does not "
-            "have; leave its images out, or name its folder after a class of the model"
+            f"the data have the class {name!r}, which the model in {directory} does not have; "
+            f"{remedy}, or name its folder after a class of the model"
         )
-    return [label for label in ids.values() if label is not None]
+    return label

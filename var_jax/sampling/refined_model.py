@@ -4,11 +4,12 @@ import dataclasses
 from typing import Self
 
 from var_jax.adapters.adapted_model import AdaptedModel
-from var_jax.config.strict import differences, require
-from var_jax.data.model_fingerprint import model_fingerprint, sampling_fingerprint
+from var_jax.config.strict import require
+from var_jax.data.model_fingerprint import fingerprints
 from var_jax.devices import batched
 from var_jax.errors import UserError
-from var_jax.io import array_file, refiner_file
+from var_jax.io import refiner_file
+from var_jax.io.part_file import shapes_by_name
 from var_jax.models import refiner
 
 
@@ -32,29 +33,19 @@ class RefinedModel(AdaptedModel):
         if transformer is None:
             raise UserError("the model is a tokenizer alone; a refiner needs a transformer")
         require(self.config.refiner is None, "the refiner of the model", "there", "left out")
-        fingerprint = model_fingerprint(self.config, self.params)
-        sampling = sampling_fingerprint(self.config, self.params)
-        if trained.fingerprint != fingerprint and trained.sampling_fingerprint != sampling:
+        own = fingerprints(self.config, self.params)
+        if trained.fingerprint != own.model and trained.sampling_fingerprint != own.sampling:
             raise UserError(
                 f"the refiner in {directory} is of the base {trained.fingerprint}, and this model "
-                f"is {fingerprint}; give the model that it was trained on, without adapters and in "
+                f"is {own.model}; give the model that it was trained on, without adapters and in "
                 "the dtype of its files"
             )
         config = dataclasses.replace(self.config, refiner=trained.config)
-        expected = _sizes(refiner.param_shapes(trained.config, transformer))
-        if different := differences(expected, _sizes(trained.params)):
-            raise UserError(
-                f"{directory}/{refiner_file.NAME} does not fit its header: "
-                f"{'; '.join(different[:4])}"
-            )
+        expected = shapes_by_name(refiner.param_shapes(trained.config, transformer))
+        refiner_file.FILE.require_shapes(directory, trained.params, expected)
         params = {**self.params, "refiner": trained.params}
         if self._sharding is not None:
             params = batched.replicate(params, self._sharding.mesh)
         model = type(self)(config, params, self.class_names)
         model._sharding = self._sharding
         return model
-
-
-def _sizes(params) -> dict[str, list[int]]:
-    """Returns the shapes of parameters by their names."""
-    return {name: list(leaf.shape) for name, leaf in array_file.named_leaves(params)}

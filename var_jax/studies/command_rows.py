@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from var_jax.io import atomic
+
 
 class TimeIsUp(Exception):
     """No further row is to be begun."""
@@ -35,9 +37,7 @@ class CommandRows:
         if not path.exists():
             if time.monotonic() >= self._deadline:
                 raise TimeIsUp(name)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(make(), indent=1) + "\n")
-            part.rename(path)
+            atomic.write(path, json.dumps(make(), indent=1) + "\n")
             print(f"written {path}", flush=True)
         return json.loads(path.read_text())
 
