@@ -27,7 +27,6 @@ How long all of it takes was not measured; a row of 10,000 samples takes some te
 import argparse
 import json
 import math
-import resource
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -36,7 +35,13 @@ from typing import Any, NamedTuple
 
 from var_jax.errors import Parser
 from var_jax.studies import study_command
-from var_jax.studies.command_rows import CommandRows, TimeIsUp, as_flags, var_jax
+from var_jax.studies.command_rows import (
+    CommandRows,
+    TimeIsUp,
+    as_flags,
+    processor_seconds,
+    var_jax,
+)
 
 CONFIG = "configs/fashion_mnist_long.py"
 FEW, MANY = 2_000, 10_000  # samples: those that choose, and those that are reported
@@ -118,12 +123,12 @@ class Study:
         """Samples and measures."""
         model, samples = self._path(variant.model), self._args.runs / f"{name}.npz"
         report = samples.with_suffix(".evaluation.json")
-        before = _child_seconds()
+        before = processor_seconds()
         var_jax(
             *("generate", "--model", model, "--num", num, "--seed", seed, "--cfg", variant.cfg),
             *(*variant.flags, "--out", samples),
         )
-        seconds = _child_seconds() - before
+        seconds = processor_seconds() - before
         var_jax(
             *("evaluate", "--samples", samples, "--json", report, "--resize", "pad"),
             *("--reference", REPORTED if num == MANY else CHOOSING),
@@ -275,12 +280,6 @@ def scale_weights(sides: Sequence[int]) -> tuple[float, ...]:
     of_scale = [math.exp(-(((side - mean) / deviation) ** 2) / 2) for side in reversed(sides)]
     of_token = [weight / side**2 for weight, side in zip(of_scale, sides, strict=True)]
     return tuple(round(weight / of_token[0], 4) for weight in of_token)
-
-
-def _child_seconds() -> float:
-    """Returns the processor time of all commands so far, which compares on a shared machine."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _distance(row: dict[str, Any]) -> float:

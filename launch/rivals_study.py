@@ -12,6 +12,7 @@ prediction its order, with all of the compute. What is reported is of the 10,000
 seeds, and three smaller sizes for a law. A row is written to OUT/ROW.json when it is done and is
 not made again, on whatever machine; a run that a kill ended goes on from its checkpoint. After
 --hours no further row is begun. `--table` writes OUT/rows.csv from the rows that there are.
+Objectives share nothing but tokenizers, so --objectives divides the study among machines.
 
 How long the whole study takes was not measured; by its FLOPs it is some ten hours of one core.
 """
@@ -20,7 +21,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,13 @@ from var_jax.io import model_directory, run_records
 from var_jax.models import flops
 from var_jax.sampling import sampler_registry
 from var_jax.studies import study_command
-from var_jax.studies.command_rows import CommandRows, TimeIsUp, as_flags, var_jax
+from var_jax.studies.command_rows import (
+    CommandRows,
+    TimeIsUp,
+    as_flags,
+    processor_seconds,
+    var_jax,
+)
 
 FLOPS = 3e13  # exact training FLOPs of a run
 SHARE = 1 / 3  # of them in the runs that choose rates and samplers
@@ -63,7 +70,8 @@ SAMPLERS: dict[str, dict[str, dict[str, Any]]] = {
         "euler25_cfg0.5": {"solver": "euler", "steps": 25, "cfg": 0.5},
     },
 }
-TOKENIZERS = {"maps": "1,2,3,4,5,6,8", "map": "8"}  # {name: scales}
+TOKENIZERS = {"maps": "1,2,3,4,5,6,8", "map": "8"}  # {name: scales}, of one recipe
+OF_ONE_MAP = ("next_token", "masked")  # objectives; the others have `maps`
 CODES = 1024  # of tokenizer1024_full
 PASSES = (2, 4, 8, 16, 25)  # steps of Euler: the curve of diffusion over its passes
 SMALLER = {1: (1, 64, 1e12), 2: (1, 128, 3e12), 3: (2, 128, 1e13)}  # {size: (depth, width, FLOPs)}
@@ -105,6 +113,11 @@ class Row(NamedTuple):
         return f"{self.run}_{self.sampler}_{self.num}" if self.sampler else self.run
 
     @property
+    def tokenizer(self) -> str:
+        """The key of its tokenizer in `TOKENIZERS`."""
+        return "map" if self.objective in OF_ONE_MAP else "maps"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Settings of sampling."""
         known = SAMPLERS[self.objective].get(self.sampler)
@@ -112,26 +125,28 @@ class Row(NamedTuple):
         return known or {"solver": "euler", "steps": int(steps), "cfg": 0.0}
 
 
-def study(get: Callable[[Row], dict[str, Any]]):
+def study(get: Callable[[Row], dict[str, Any]], objectives: Collection[str] = tuple(ARGS)):
     """Asks for every row of the study, in an order that depends on the rows before.
 
     Args:
       get: returns a row, and makes it unless it is there.
+      objectives: those whose rows are asked for.
     """
+    chosen_args = {objective: ARGS[objective] for objective in objectives}
 
     def distance(row: Row) -> float:
         evaluation = get(row).get("evaluation")
         return evaluation["metrics"]["frechet_distance"]["value"] if evaluation else float("inf")
 
-    factors = {objective: best_factor(get, args[0]) for objective, args in ARGS.items()}
+    factors = {objective: best_factor(get, args[0]) for objective, args in chosen_args.items()}
     samplers = {}
-    for objective, args in ARGS.items():
+    for objective, args in chosen_args.items():
         tuned = Row(args[0], factors[objective], share=SHARE, num=FEW)
         samplers[objective] = min(
             SAMPLERS[objective], key=lambda name, row=tuned: distance(row._replace(sampler=name))
         )
     best = {}
-    for objective, args in ARGS.items():
+    for objective, args in chosen_args.items():
         rows = [Row(arg, factors[objective], sampler=samplers[objective], num=FEW) for arg in args]
         chosen = min(rows, key=distance) if len(rows) > 1 else rows[0]
         best[objective] = chosen._replace(num=MANY)
@@ -143,7 +158,7 @@ def study(get: Callable[[Row], dict[str, Any]]):
     for size in SMALLER:
         for row in best.values():
             get(row._replace(size=size))
-    for steps in PASSES:
+    for steps in PASSES if "diffusion" in best else ():
         get(best["diffusion"]._replace(sampler=f"euler{steps}", num=FEW))
 
 
@@ -163,18 +178,17 @@ def best_factor(get: Callable[[Row], dict[str, Any]], arg: str) -> float:
 
 def options(row: Row, runs: Path) -> list[str]:
     """Returns the flags of a row's training: as many steps as its FLOPs allow."""
-    tokenizer = "map" if row.objective in ("next_token", "masked") else "maps"
     depth, width, budget = SMALLER.get(row.size, (3, 192, FLOPS))
     values: dict[str, Any] = SPLITS | {
-        "tokenizer_dir": runs / tokenizer,
+        "tokenizer_dir": runs / row.tokenizer,
         "seed": row.seed,
         "transformer.depth": depth,
         "transformer.width": width,
         "transformer.heads": width // 64,
     }
     if row.objective != "diffusion":  # which learns features, and not tokens
-        values["data.tokens_dir"] = runs / f"tokens_{tokenizer}"
-    sizes = {"tokenizer.scales": TOKENIZERS[tokenizer], "tokenizer.vocab_size": CODES}
+        values["data.tokens_dir"] = runs / f"tokens_{row.tokenizer}"
+    sizes = {"tokenizer.scales": TOKENIZERS[row.tokenizer], "tokenizer.vocab_size": CODES}
     config = read_config(f"configs/rivals.py:{row.arg}", as_flags(sizes | values))
     assert config.transformer is not None
     per_step = flops.train_flops_per_image(config.transformer) * config.batch_size
@@ -190,16 +204,16 @@ def options(row: Row, runs: Path) -> list[str]:
     return as_flags(values)
 
 
-def write_tokenizers(runs: Path):
-    """Trains the tokenizers of both kinds, with equal losses, channels and steps; writes caches."""
-    for name, scales in TOKENIZERS.items():
-        if (runs / f"tokens_{name}/manifest.json").exists():
-            continue
-        config = "configs/fashion_mnist.py:tokenizer1024_full"
-        flags = as_flags(SPLITS | {"tokenizer.scales": scales})
-        var_jax("train", "--config", config, *flags, "--workdir", runs / name)
-        data = ("--config", "configs/fashion_mnist.py", *as_flags(SPLITS))
-        var_jax("tokenize", *data, "--model", runs / name, "--out", runs / f"tokens_{name}")
+def write_tokenizer(runs: Path, name: str):
+    """Trains a tokenizer of `TOKENIZERS`, and writes the tokens of all images, unless it did."""
+    tokens = runs / f"tokens_{name}"
+    if (tokens / "manifest.json").exists():
+        return
+    config = "configs/fashion_mnist.py:tokenizer1024_full"
+    flags = as_flags(SPLITS | {"tokenizer.scales": TOKENIZERS[name]})
+    var_jax("train", "--config", config, *flags, "--workdir", runs / name)
+    data = ("--config", "configs/fashion_mnist.py", *as_flags(SPLITS))
+    var_jax("tokenize", *data, "--model", runs / name, "--out", tokens)
 
 
 def make(row: Row, runs: Path) -> dict[str, Any]:
@@ -228,7 +242,9 @@ def make(row: Row, runs: Path) -> dict[str, Any]:
         return result
     samples, report = runs / f"{row.name}.npz", runs / f"{row.name}.evaluation.json"
     chosen = [text for name, value in row.settings.items() for text in (f"--{name}", value)]
+    began = processor_seconds()
     var_jax("generate", "--model", workdir, "--num", row.num, *chosen, "--out", samples)
+    result["seconds_per_image"] = (processor_seconds() - began) / row.num
     var_jax(
         *("evaluate", "--samples", samples, "--json", report, "--resize", "pad"),
         *("--reference", REPORTED if row.num == MANY else CHOOSING),
@@ -271,6 +287,7 @@ def write_table(out: Path) -> Path:
             record[name] = metrics[name]["value"]
         for name in ("train_flops", "images_seen", "generation_flops", "passes", "params"):
             record[name] = row[name]
+        record["seconds_per_image"] = row["seconds_per_image"]
         rows.append(record)
     table = out / "rows.csv"
     with table.open("w", newline="") as file:
@@ -285,11 +302,11 @@ def run(args: argparse.Namespace):
     rows = CommandRows(args.out, 0.0 if args.table else args.hours)
 
     def made(row: Row) -> dict[str, Any]:
-        write_tokenizers(args.runs)
+        write_tokenizer(args.runs, row.tokenizer)
         return make(row, args.runs)
 
     try:
-        study(lambda row: rows.get(row.name, lambda: made(row)))
+        study(lambda row: rows.get(row.name, lambda: made(row)), args.objectives)
     except TimeIsUp as row:
         print(f"next: {row}")
     print(f"written {write_table(args.out)}")
@@ -305,6 +322,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--hours", type=float, default=24.0, help="after which no row is begun (%(default)s)"
+    )
+    parser.add_argument(
+        "--objectives", nargs="+", choices=tuple(ARGS), default=tuple(ARGS), help="(default: all)"
     )
     parser.add_argument(
         "--table", action="store_true", help="write the table of the rows that there are, and end"

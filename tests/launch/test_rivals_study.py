@@ -43,6 +43,7 @@ def row_of(script, row, loss, distance):
         "held_out_loss": loss(row),
         "generation_flops": 1e9,
         "passes": 7,
+        "seconds_per_image": 0.01,
         "evaluation": {"metrics": {"frechet_distance": ends, **share}},
     }
 
@@ -85,6 +86,24 @@ def test_study_goes_on_where_the_grid_of_rates_ends(script):
     assert len(smaller) == 12
     curve = [row.sampler for row in asked if row.num == script.FEW]
     assert {f"euler{n}" for n in script.PASSES} <= set(curve)
+
+
+def test_machines_that_divide_the_objectives_make_the_rows_of_the_whole_study(script):
+    """Every objective's rows are the same whether the others are asked for or not."""
+
+    def asked_for(objectives):
+        rows = set()
+
+        def get(row):
+            rows.add(row)
+            return row_of(script, row, loss=lambda r: abs(r.factor - 1), distance=lambda r: r.seed)
+
+        script.study(get, objectives)
+        return rows
+
+    parts = [asked_for([objective]) for objective in script.ARGS]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert set.union(*parts) == asked_for(tuple(script.ARGS))
 
 
 def test_options_are_runs_of_equal_compute(script, monkeypatch, tmp_path):
@@ -150,7 +169,8 @@ def test_commands_of_every_row_are_ones_that_parse(script, monkeypatch, tmp_path
     monkeypatch.setattr(script.run_records, "last_held_out", lambda run: {"loss": 1.0})
     monkeypatch.setattr(script, "costs", lambda row, workdir: {})
     monkeypatch.setattr(script.json, "loads", lambda text: META)
-    script.write_tokenizers(tmp_path)
+    for name in script.TOKENIZERS:
+        script.write_tokenizer(tmp_path, name)
     for objective, samplers in script.SAMPLERS.items():
         for sampler in (*samplers, *(["euler8"] if objective == "diffusion" else [])):
             row = script.Row(script.ARGS[objective][0], 1.0, sampler=sampler, num=script.FEW)

@@ -1,6 +1,7 @@
 """Rows of a study that `var-jax` commands make: a JSON file each, made once on whatever machine."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -57,3 +58,9 @@ def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
     if code and not may_fail:
         sys.exit(code)
     return not code
+
+
+def processor_seconds() -> float:
+    """Returns the processor time of all commands so far, which compares on a shared machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
