@@ -46,6 +46,36 @@ def finished_sweep(directory: Path):
             (folder / name).write_text(json.dumps(content))
 
 
+def test_next_runs_of_a_table_are_those_of_the_sweep_that_it_is_of(tmp_path, capsys):
+    """A table knows parameters alone: with the sweep's config its next runs become the overrides
+    that the sweep's own directory gives, and a sweep of other sizes is refused by name."""
+    finished_sweep(tmp_path / "sweep")
+    options = ["--resamples", "0", "--forms", "none", "--next", "2e13"]
+    assert main(["fit", str(tmp_path / "sweep"), "--out", str(tmp_path / "o"), *options]) == 0
+    lines = ["run,params,tokens,compute,loss"]
+    law = json.loads((tmp_path / "o" / "fit.json").read_text())["laws"]["loss~params+tokens"]
+    compute = {}
+    for folder in (tmp_path / "sweep").iterdir():
+        meta = json.loads((folder / "meta.json").read_text())
+        compute[folder.name] = meta["flops_per_step"] / meta["tokens_per_step"]
+    for run, (params, tokens), loss in zip(law["run"], law["x"], law["loss"], strict=True):
+        lines.append(f"{run},{params},{tokens},{compute[run] * tokens},{loss}")
+    (tmp_path / "runs.csv").write_text("\n".join(lines))
+    table = ["fit", str(tmp_path / "runs.csv"), "--out", str(tmp_path / "t"), *options]
+    assert main([*table, "--sweep", f"{SCALING}:fashion"]) == 0
+    proposed, of_table = (
+        [run["overrides"] for run in json.loads((tmp_path / name).read_text())["next"]["runs"]]
+        for name in ("o/fit.json", "t/fit.json")
+    )
+    assert proposed == of_table
+    capsys.readouterr()
+    other = SCALING.parent / "scaling_fashion.py"
+    assert main([*table, "--sweep", f"{other}:sizes"]) == 2
+    assert "the sweep has no run of" in capsys.readouterr().err
+    assert main(["fit", str(tmp_path / "runs.csv"), "--out", "o", "--sweep", "x"]) == 2
+    assert "--sweep goes with --next" in capsys.readouterr().err
+
+
 def test_sweep_takes_the_next_runs_of_a_sweep_with_branches(tmp_path, capsys):
     """The overrides that `fit --next` gives for a sweep of trunks and branches, in a `get_sweep` of
     the same base, are runs of the dry run: as many, of the proposed sizes, tokens and FLOPs."""

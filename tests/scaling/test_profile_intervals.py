@@ -6,7 +6,16 @@ from scipy import optimize, stats
 
 from helpers.cases import first_of
 from scaling.planted import JOINT, joint, single
-from var_jax.scaling import bootstrap, estimate, frontier, laws, losses, profile_intervals, solver
+from var_jax.scaling import (
+    bootstrap,
+    estimate,
+    frontier,
+    interval_limits,
+    laws,
+    losses,
+    profile_intervals,
+    solver,
+)
 from var_jax.studies import interval_coverage, interval_coverage_reported, planted_laws
 
 
@@ -18,19 +27,31 @@ def both(planted):
 
 
 def test_profile_of_a_pure_power_law_is_the_t_interval():
-    """Without E the law is a line in logarithms, whose intervals linear regression knows."""
+    """Without E the law is a line in logarithms, whose intervals linear regression knows; the few
+    runs count for fewer, as they cannot show whether their noise is of one size."""
     x, y, _ = single(noise=0.01, theta=(0.0, np.log(20), 0.2))
     p = solver.problem(x, y, losses.StudentT())
     fit = laws.fit(p, floor=0.0)
     ends = profile_intervals.profile(profile_intervals.likelihood(p, fit, floor=0.0))
     line = stats.linregress(np.log(x[:, 0]), np.log(y))
-    half = stats.t.ppf(0.975, len(y) - 2) * line.stderr
+    left = len(y) - 2
+    counted = interval_limits.LEFT_OF_FEW * left
+    quantile = stats.t.ppf(0.975, counted) * np.sqrt(left / counted)
+    half = quantile * line.stderr
     np.testing.assert_allclose(ends[2], [-line.slope - half, -line.slope + half], rtol=1e-4)
-    half = stats.t.ppf(0.975, len(y) - 2) * line.intercept_stderr
+    half = quantile * line.intercept_stderr
     np.testing.assert_allclose(
         ends[1], np.exp([line.intercept - half, line.intercept + half]), rtol=1e-3
     )
     np.testing.assert_array_equal(ends[0], [0, 0])
+
+
+def test_many_runs_count_in_full():
+    """Where growth of the noise can be told, no degree is left out; one is always left."""
+    none = np.array(np.inf), np.array(0.0)
+    assert interval_limits.degrees_of_freedom(30, 5, *none) == 25
+    assert interval_limits.degrees_of_freedom(10, 3, *none) == pytest.approx(5.95)
+    assert interval_limits.degrees_of_freedom(4, 3, *none) == 1
 
 
 def test_profile_ends_where_the_objective_reaches_its_limit():

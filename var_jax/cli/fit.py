@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         "of compute (or that of ten times the largest compute) most",
     )
     parser.add_argument(
+        "--sweep",
+        default="",
+        metavar="CONFIG",
+        help="with --next, for a table: config of the sweep that its runs are of, whose overrides "
+        "the next runs become; a sweep's directory needs none",
+    )
+    parser.add_argument(
         "--irreducible",
         default="",
         metavar="E|COLUMN=E,...",
@@ -109,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     columns = list(mapping.values())
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise UserError(f"--map {args.map!r} gives {twice!r} two names; give it one")
+    if args.sweep and not args.next:
+        raise UserError("--sweep goes with --next FLOPS, whose runs become its overrides")
     predict = [
         {name: _number(value, "--predict") for name, value in _pairs(text, "--predict")}
         for text in args.predict
@@ -129,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
                 f"--sigma {args.sigma!r} is a column of --law {args.law!r}; it must be another, "
                 f"the standard deviation of log {y}"
             )
-        if args.next:
+        if args.next or args.sweep:
             raise UserError("--next does not go with --law, which says nothing of cost")
         if args.irreducible:
             raise UserError("--irreducible does not go with --law, which has no floor")
@@ -152,7 +161,11 @@ def run(args: argparse.Namespace) -> int:
             next_budget=_number(args.next, "--next") if args.next else None,
             forms=args.forms,
         )
-        if "next" in result and epath.Path(args.source).is_dir():
+        if "next" in result and args.sweep:
+            proposed = result["next"]["runs"]
+            for entry, member in zip(proposed, _members(args.sweep, proposed), strict=True):
+                entry["overrides"] = member
+        elif "next" in result and epath.Path(args.source).is_dir():
             for entry in result["next"]["runs"]:
                 entry["overrides"] = sweep_runs.overrides(
                     epath.Path(args.source), entry["like"], entry["tokens"]
@@ -162,6 +175,17 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     print(f"fit.json, report.md and {len(pictures)} plots in {args.out}")
     return 0
+
+
+def _members(config: str, proposed: list[dict]) -> list[dict]:
+    """Returns the proposed runs as overrides of a sweep's base."""
+    from var_jax.cli import sweep_family
+    from var_jax.cli.args import read_config
+    from var_jax.sweep import next_members, plan
+
+    planned = plan.expand(sweep_family.read(config), lambda flags: read_config(config, flags), "")
+    sizes = [(entry["params"], entry["tokens"]) for entry in proposed]
+    return next_members.members(planned, sizes)
 
 
 def _floors(text: str) -> dict[str, float]:

@@ -12,14 +12,13 @@ example:
 import argparse
 import functools
 import math
-import re
 import sys
 from typing import TYPE_CHECKING
 
-from var_jax.cli.args import add_config_argument, call, read_config
+from var_jax.cli import sweep_family
+from var_jax.cli.args import add_config_argument, read_config
 from var_jax.config import key_patterns
 from var_jax.config.strict import require
-from var_jax.errors import UserError
 
 if TYPE_CHECKING:
     from var_jax.sweep.driver import Sweep
@@ -117,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         )
     engine = backend.make(args.backend, {key: value for key, _, value in options})
     resolve = functools.cache(lambda flags: read_config(args.config, flags))
-    planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
+    planned = plan.expand(sweep_family.read(args.config), resolve, args.workdir, args.overrides)
     jobs = engine.max_live_runs if args.jobs is None else args.jobs
     sweep = driver.Sweep(
         planned, args.config, args.workdir, args.backend, engine, jobs, args.max_restarts
@@ -193,32 +192,3 @@ def _check_starts(sweep: "Sweep", *, retry: bool) -> list[str]:
         on_this_machine=sweep.backend == "local",
         devices_are_free=not any(state.live for state in observed.values()),
     )
-
-
-def _family(config: str) -> list[dict]:
-    """Returns the checked result of the config file's `get_sweep`."""
-    read_config(config)  # reports faults of the file's get_config first
-    family, file = call(config, "get_sweep"), config.partition(":")[0]
-    returned = f"get_sweep() of {file} returns"
-    if not isinstance(family, list):
-        raise UserError(f"{returned} {type(family).__name__}; it must be a list of dicts")
-    for number, member in enumerate(family):
-        if not isinstance(member, dict):
-            raise UserError(f"{returned} {member!r:.60} as run {number}; it must be a dict")
-        _require_keys(member, f"{returned} run {number} with")
-    return family
-
-
-def _require_keys(member: dict, returned: str):
-    """Raises UserError for a key that is none of a config, and of a section in place of a value."""
-    for key, value in member.items():
-        right = isinstance(key, str) and re.fullmatch(r"[a-z]\w*(\.\w+)*", key)
-        if not right or key.startswith("config."):
-            raise UserError(
-                f"{returned} the key {key!r:.60}; it must be such as 'optimizer.base_lr'"
-            )
-        if key == "branch_from" and isinstance(value, dict):
-            _require_keys(value, f"{returned} branch_from with")
-        elif isinstance(value, dict):
-            inner = next(iter(value), "KEY")
-            raise UserError(f"{returned} a dict as {key!r}; it must be given as '{key}.{inner}'")

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from var_jax.scaling import laws, profile_intervals, solver
+from var_jax.scaling import laws, noise, profile_intervals, solver
 from var_jax.scaling.select_runs import Sample
 from var_jax.scaling.solver import Array
 
@@ -13,11 +13,6 @@ CURVATURE = 2.0  # standard errors of downward curvature above which there is a 
 SMALLEST_OUTLIER = 2e-3  # log loss below which no run is called an outlier
 OUTLIER = 5.0  # robust standard deviations off the law from which a run gets a warning
 DETERMINED = 10.0  # ratio of the ends of an exponent's interval above which it is not determined
-# Sizes below which noise that runs of one size share cannot be told, and what such noise then does:
-# the share of planted sweeps of 4 sizes with half of the variance shared whose 95 % interval of
-# alpha holds the truth (docs/results/interval_coverage.md).
-SIZES_TO_SHARE = 6
-COVERAGE_OF_FEW_SIZES = 0.867
 REMEDIES = {
     "params": "add sizes",
     "tokens": "add token budgets",
@@ -99,12 +94,11 @@ def warnings(
     if likelihood.freedom <= 0:
         lines.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
     distinct = len(np.unique(np.round(np.log(sample.x[:, 0]), 6)))
-    if len(sample.inputs) > 1 and distinct < SIZES_TO_SHARE:
+    if len(sample.inputs) > 1 and distinct < noise.SIZES_TO_SHARE:
         lines.append(
-            f"few-sizes-for-shared-noise: {distinct} different {sample.inputs[0]} cannot show "
-            "whether runs of one size have an error in common, as branches of a trunk may; where "
-            "it is half of the variance, alpha's interval of 4 sizes holds the truth in "
-            f"{COVERAGE_OF_FEW_SIZES:.1%} instead of 95 %; {SIZES_TO_SHARE} sizes can show it"
+            f"few-sizes-for-shared-noise: {distinct} different {sample.inputs[0]} hardly show "
+            "whether runs of one size have an error in common, as branches of a trunk may; "
+            f"{noise.SIZES_TO_SHARE} sizes can show it"
         )
     # The residuals of nearly least absolute errors show a stray run that another fit would follow.
     residual = np.abs(np.log(sample.y / huber.predict(sample.x)))

@@ -44,8 +44,9 @@ GROWTH_FREEDOM = 20
 
 SHARES = np.round(np.arange(0.0, 0.91, 0.1), 2)  # values of `Whitening.share` that are tried
 # Gain at which runs of one size share noise. It is low, because not to see such noise costs more
-# coverage than to allow for it where there is none.
-CLEAR_SHARE = 0.15
+# coverage than to allow for it where there is none; with few sizes it is hardly seen.
+CLEAR_SHARE, CLEAR_SHARE_OF_FEW_SIZES = 0.15, 0.0
+SIZES_TO_SHARE = 6  # sizes below which it may be there and not be seen
 SHARE_FREEDOM = 3  # least runs beyond one per size with which a share can be told
 
 
@@ -131,7 +132,9 @@ def choose(p: Problem, near: Float[Array, "k s p"], held: Bool[Array, " p"]) -> 
     maps = dataclasses.replace(independent, growth=best.growth, share=SHARES)
     rise, share, law = _profile(normal, best, held, maps, freedom)
     tried = dataclasses.replace(maps, share=share)
-    is_clear = (rise > CLEAR_SHARE) & ~_is_contradicted(normal, law, tried, held)
+    few = len(independent.members) < SIZES_TO_SHARE
+    is_clear = rise > (CLEAR_SHARE_OF_FEW_SIZES if few else CLEAR_SHARE)
+    is_clear &= ~_is_contradicted(normal, law, tried, held)
     shared = best._replace(share=share, theta=law)
     return _refined(normal, _choose(is_clear, shared, best), independent, held)
 

@@ -6,8 +6,9 @@ interval ends where (n - p) (exp(d / n) - 1) reaches the F quantile for (1, n - 
 freedom, which leaves 2.5 % of Student's t on either side. Under normal noise that is the textbook's
 region of least squares. Where runs of one size share noise, the quantile is that of each quantity's
 own degrees of freedom (`whitening.satterthwaite`). Noise that grows for small runs takes two
-degrees more, and so do heavy tails. E divides its 5 % unequally, see `E_TAILS`. The search starts
-at the reported value, so each interval contains it.
+degrees more, and so do heavy tails; few runs, which cannot show such growth, count a little less.
+E divides its 5 % unequally, see `E_TAILS`. The search starts at the reported value, so each
+interval contains it.
 
 How often these intervals contain the true value of synthetic sweeps is in
 docs/results/interval_coverage.md. With 8 to 12 runs those of the bootstrap and BCa are 1.2 to 2
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special
 
-from var_jax.scaling import laws, losses, solver
+from var_jax.scaling import interval_limits, laws, losses, solver
 from var_jax.scaling.crossings import RISE_TOLERANCE, Refitted, crossings
 from var_jax.scaling.solver import Array
 from var_jax.scaling.whitening import satterthwaite
@@ -40,10 +41,6 @@ E_TAILS = (0.04, 0.01)
 # Curvature, per squared standard error, of the penalty that moves a quantity along its profile. The
 # profile does not depend on it; with a stronger one the solver's steps get stuck along its valley.
 PIN_STRENGTH = 1e3
-# Degrees of freedom that heavy tails take, and noise that grows for small runs. Each is one fitted
-# number, but that they are chosen where they seem clear makes intervals of 30 runs a little shorter
-# than their coverage allows, which a second degree makes up for.
-NOISE_DEGREES = 2.0
 REFIT_TOLERANCE = 1e-5  # of a refit's log likelihood, far below what ends may fall short of
 BAND_TOLERANCE = 0.02  # the same for the bands of plots: one hundredth of their width
 
@@ -124,7 +121,7 @@ class Likelihood:
         Args:
           freedom: degrees of freedom of each quantity, if not all runs' own.
         """
-        return rise(tails, self.runs, self.freedom, freedom)
+        return interval_limits.rise(tails, self.runs, self.freedom, freedom)
 
     def freedom_of(self, p: solver.Problem, slopes: Float[Array, "m p"]) -> Float[Array, " m"]:
         """Returns the degrees of freedom of quantities with these derivatives.
@@ -156,39 +153,6 @@ class Likelihood:
         return np.sqrt(np.maximum(variance, 0))
 
 
-def rise(
-    tails: Float[Array, " k"],
-    runs: float,
-    freedom: float | Float[Array, " k"],
-    of_quantities: Float[Array, " k"] | None = None,
-) -> Float[Array, " k"]:
-    """Returns the rises of the negative log likelihood at the ends of intervals.
-
-    Args:
-      tails: probabilities beyond the ends.
-      runs: number of runs, n.
-      freedom: degrees of freedom, n - p, of all or of each end's sweep.
-      of_quantities: degrees of freedom of each end's quantity, if fewer.
-    """
-    quantiles = special.stdtrit(freedom if of_quantities is None else of_quantities, 1 - tails)
-    return runs / 2 * np.log1p(quantiles**2 / freedom)
-
-
-def degrees_of_freedom(
-    runs: float, fitted: int, tails: Float[Array, "*s"], growth: Float[Array, "*s"]
-) -> Float[Array, "*s"]:
-    """Returns the degrees of freedom that are left of the runs, n - p, at least one if any.
-
-    Args:
-      fitted: number of the law's fitted parameters.
-      tails: degrees of freedom of Student's t; if finite they are fitted too.
-      growth: how the noise grows for small runs; if not zero it is fitted too.
-    """
-    left = runs - fitted
-    taken = NOISE_DEGREES * (np.isfinite(tails).astype(float) + (growth != 0))
-    return np.maximum(left - taken, min(left, 1.0))
-
-
 def likelihood(p: solver.Problem, fit: laws.Fit, floor: float | None = None) -> Likelihood:
     """Returns the likelihood around its maximum.
 
@@ -207,7 +171,9 @@ def likelihood(p: solver.Problem, fit: laws.Fit, floor: float | None = None) -> 
     runs = float(p.weights.sum())
     tails = fit.loss.freedom if isinstance(fit.loss, losses.StudentT) else math.inf
     growth = 0.0 if fit.whitening is None else fit.whitening.growth
-    freedom = degrees_of_freedom(runs, int(np.sum(~held)), np.array(tails), np.array(growth))
+    freedom = interval_limits.degrees_of_freedom(
+        runs, int(np.sum(~held)), np.array(tails), np.array(growth)
+    )
     return Likelihood(
         problem=centered,
         mean=mean,
@@ -393,6 +359,6 @@ def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> Predict
         return PredictionProfile(float(np.exp(best)), ends, ends)
     freedom = min(likelihood.freedom, likelihood.noise_freedom)
     quantile = float(special.stdtrit(freedom, (1 + CONFIDENCE_LEVEL) / 2))
-    noise = likelihood.noise_at(where[0]) * quantile
-    run = best + np.array([-1.0, 1.0]) * np.sqrt((ends - best) ** 2 + noise**2)
+    of_run = likelihood.noise_at(where[0]) * quantile
+    run = best + np.array([-1.0, 1.0]) * np.sqrt((ends - best) ** 2 + of_run**2)
     return PredictionProfile(float(np.exp(best)), np.exp(ends), np.exp(run))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +134,16 @@ def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
     meta = read_object_if_exists(sweep / run / "meta.json") or {}
     if not (config.get("transformer") and config.get("optimizer") and "tokens_per_step" in meta):
         return {}
-    steps = max(1, round(tokens / meta["tokens_per_step"]))
+    return of_length(config, meta["tokens_per_step"], tokens)
+
+
+def of_length(config: Mapping[str, Any], tokens_per_step: float, tokens: float) -> dict[str, Any]:
+    """Returns config overrides with a run's size and rate, and another number of training tokens.
+
+    Args:
+      config: the run's configuration, as config.json has it.
+    """
+    steps = max(1, round(tokens / tokens_per_step))
     sizes = {f"transformer.{name}": config["transformer"][name] for name in SIZE_KEYS}
     optimizer = config["optimizer"]
     out = {**sizes, "optimizer.base_lr": optimizer["base_lr"], "steps": steps}

@@ -14,7 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from var_jax.scaling import laws, losses, noise, profile_intervals, solver, whitening
+from var_jax.scaling import (
+    interval_limits,
+    laws,
+    losses,
+    noise,
+    profile_intervals,
+    solver,
+    whitening,
+)
 from var_jax.scaling.solver import Array, Problem
 
 
@@ -89,7 +97,7 @@ def _not_rejected(
     centered, mean = laws.center(p)
     best = laws.shift(choice.theta, mean)
     runs = p.logy.shape[1]
-    freedom = profile_intervals.degrees_of_freedom(runs, len(truth), choice.degrees, choice.growth)
+    freedom = interval_limits.degrees_of_freedom(runs, len(truth), choice.degrees, choice.growth)
     of_parameters = _freedoms(p, choice, best, freedom)
     inside = np.zeros(best.shape, bool)
     for i, value in enumerate(truth):
@@ -102,7 +110,7 @@ def _not_rejected(
         _, pinned_cost = noise.minimize(frame, starts, held)
         below, above = profile_intervals.E_TAILS if i == 0 else profile_intervals.EQUAL_TAILS
         tails = np.where(value < best[:, i], below, above)
-        allowed = profile_intervals.rise(tails, runs, freedom, of_parameters[:, i])
+        allowed = interval_limits.rise(tails, runs, freedom, of_parameters[:, i])
         inside[:, i] = pinned_cost - choice.cost <= allowed
     return inside
 
