@@ -17,8 +17,8 @@ version of the step). The quality is as published by VAR's authors (cfg 1.5, top
 |-----------|-----------------------------------|--------------------------------------|
 | d16       | 206 to 241 chip-hours of v5p      | FID-50k 3.30; held-out loss 6.05     |
 | d20       | 484 to 564 chip-hours of v5p      | FID-50k 2.57                         |
-| d24       | 1,141 to 1,329 chip-hours of v5p  | FID-50k 2.09                         |
-| d30       | 2,172 to 2,450 chip-hours of v5p  | FID-50k 1.92                         |
+| d24       | 866 to 965 chip-hours of v5p      | FID-50k 2.09                         |
+| d30       | 1,645 to 1,790 chip-hours of v5p  | FID-50k 1.92                         |
 | tokenizer | 2,896 to 3,139 chip-hours of v5e  | rFID 0.92, of one from OpenImages    |
 
 The tokenizer's recipe is vaex's (github.com/FoundationVision/vaex) but for these differences, for
@@ -80,7 +80,7 @@ def get_config(arg: str = "d16") -> config_dict.ConfigDict:
     config.tokenizer.z_channels = 32
     config.tokenizer.vocab_size = 4096
     config.tokenizer.phi = 4  # residual convolutions, shared by neighboring scales
-    config.tokenizer.remat = "full"  # activations of 256x256 pixels take most of the memory
+    config.tokenizer.remat = "auto"  # activations of 256x256 pixels take most of the memory
     config.transformer.num_classes = 1000
 
     if arg == "tokenizer":
@@ -108,7 +108,8 @@ def _train_transformer(config: config_dict.ConfigDict, depth: int):
     #   optimizer.schedule = "bent" and optimizer.bend of the same share
     config.transformer.init_adaln_gamma = recipe.init_adaln_gamma
     config.transformer.dtype = "bfloat16"  # parameters stay float32
-    config.transformer.remat = "full"
+    config.transformer.remat = "auto"
+    config.mesh.policy = "auto"  # how weights are divided, by the memory of the devices
 
     # Optimizer
     config.optimizer.base_lr = recipe.base_lr  # at batch 256

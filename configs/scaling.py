@@ -124,7 +124,7 @@ def _imagenet() -> config_dict.ConfigDict:
     config.tokenizer.multipliers = (1, 1, 2, 2, 4)  # 256 pixels to 16 tokens per side
     config.tokenizer.z_channels = 32
     config.tokenizer.vocab_size = 4096
-    config.tokenizer.remat = "full"  # activations of 256x256 pixels take most of the memory
+    config.tokenizer.remat = "auto"  # activations of 256x256 pixels take most of the memory
     config.transformer.num_classes = 1000
 
     # Evaluation, for runs of days
@@ -145,7 +145,8 @@ def _train_transformer(config: config_dict.ConfigDict, depth: int):
     config.transformer.class_dropout = 0.1
     config.transformer.init_adaln_gamma = recipe.init_adaln_gamma
     config.transformer.dtype = "bfloat16"  # parameters stay float32
-    config.transformer.remat = "full"
+    config.transformer.remat = "auto"
+    config.mesh.policy = "auto"  # how weights are divided, by the memory of the devices
 
     # Optimizer
     config.optimizer.base_lr = recipe.base_lr  # at batch 256

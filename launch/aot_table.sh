@@ -19,17 +19,18 @@ report() { # NAME CONFIG TOPOLOGY [OPTIONS]
 }
 
 only=("$@")
+bf16=--config.transformer.gradient_dtype=bfloat16 # gradients are summed over chips in it
 # 350 epochs at batch 2048; the other batches and schedules are the configs' own, which are the published ones.
-report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --config.steps=218949
+report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --config.steps=218949 $bf16
 # The same slice and batch at a quarter of the depth: compile time must not follow the depth.
-report d16 configs/imagenet256.py:d16 v5p:8x8x16 --config.batch_size=2048
+report d16 configs/imagenet256.py:d16 v5p:8x8x16 --config.batch_size=2048 $bf16
 report d30-sample configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype=bfloat16
 # Unrolled convolutions: 26 CPU-minutes, the others take two or three.
 report tokenizer configs/imagenet256.py:tokenizer v5e:16x16
 for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
-  for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
-  report d36 configs/imagenet512.py:d36 $slice
+  for depth in 30 24 16 20; do report d$depth configs/imagenet256.py:d$depth $slice $bf16; done
+  report d36 configs/imagenet512.py:d36 $slice $bf16
 done
 report dit-xl-2 configs/imagenet256_rivals.py:dit_xl_2 v5p:4x4x8
 report llamagen-xxl configs/imagenet256_rivals.py:llamagen_xxl v5p:4x4x8
-python -c 'from var_jax.perf import aot_report as table; print(table.markdown("docs/results/aot"))'
+python -c 'from var_jax.perf import aot_lines as table; print(table.markdown("docs/results/aot"))'

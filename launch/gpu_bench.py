@@ -162,7 +162,7 @@ def _fitting(config) -> list[int]:
     import jax
 
     from var_jax.objectives import registry
-    from var_jax.perf import memory_estimate
+    from var_jax.train import memory_estimate
 
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 16 * 2**30)
     memory = memory_estimate.of_training(

@@ -1,5 +1,7 @@
 """A training step on a mesh of this host's devices, and the comparison of two."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -16,7 +18,13 @@ def one_step(data: int, model: int, batch, start, config: TrainConfig, objective
 
     The frozen weights are those of the objective, or without one the small tokenizer's.
     """
-    mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
+    return step_on(MeshConfig(data, model), batch, start, config, objective)
+
+
+def step_on(layout: MeshConfig, batch, start, config: TrainConfig, objective=None):
+    """Returns what `one_step` does, on the mesh and under the policy of a config."""
+    mesh = make_mesh(layout, jax.devices()[: layout.data * layout.model])
+    config = dataclasses.replace(config, mesh=layout)
     with jax.set_mesh(mesh):
         program = Program(objective or registry.with_frozen_shapes(config), mesh)
         run = program.first_state(start)

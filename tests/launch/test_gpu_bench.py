@@ -13,7 +13,8 @@ import pytest
 
 from helpers.scripts import load_script
 from perf.test_bench import ROOT, bare
-from var_jax.perf import bench, memory_estimate
+from var_jax.perf import bench
+from var_jax.train import memory_estimate
 
 gpu_bench = load_script("gpu_bench")
 REPORT = {"batch": 2, "images_per_s": 3.0, "flop_share": 0.5, "peak_bytes": None}

@@ -10,7 +10,8 @@ from var_jax.cli.main import main
 from var_jax.devices.chips import CHIPS
 from var_jax.models import flops
 from var_jax.objectives import registry
-from var_jax.perf import aot, aot_report
+from var_jax.perf import aot, aot_lines, aot_report, tpu_slices
+from var_jax.train import memory_estimate, mesh_choice
 
 pytest.importorskip(
     "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
@@ -94,7 +95,7 @@ def test_gradients_are_reduced_in_float32(result):
     assert (
         result["reduced_bytes"]["f32"] > 4 * parameters / 2
     )  # AdaLN's partial products are summed instead
-    [line] = [line for line in aot_report.lines(result) if line.startswith("reductions")]
+    [line] = [line for line in aot_lines.lines(result) if line.startswith("reductions")]
     assert "f32" in line
 
 
@@ -126,20 +127,20 @@ def test_report_of_bfloat16_gradients_reduces_fewer_bytes(result, tmp_path):
 def test_markdown_and_lines_show_a_report(result, tmp_path):
     """The row has as many cells as the head, with the slice and the bound of its MFU."""
     (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(result))
-    head, _, row = aot_report.markdown(tmp_path).splitlines()
+    head, _, row = aot_lines.markdown(tmp_path).splitlines()
     assert (
         head.count("|") == row.count("|")
         and "v5e:2x2" in row
         and f"{result['mfu_bound']:.1%}" in row
     )
-    assert any("fits" in line for line in aot_report.lines(result))
+    assert any("fits" in line for line in aot_lines.lines(result))
 
 
 def test_report_of_a_step_that_does_not_fit_says_what_would_help(result):
     """What is missing is the saved activations per device; more microbatches, recomputation and a
     model axis are offered."""
     config = small.train_config("transformer", "", microbatches=1)
-    remaining = aot.residual_bytes(registry.with_frozen_shapes(config), "none", 4)
+    remaining = memory_estimate.residual_bytes(registry.with_frozen_shapes(config), "none", 4)
     room = result["peak_bytes"] - remaining / 4
     output = aot_report._knobs(
         registry.with_frozen_shapes(config),
@@ -202,19 +203,19 @@ def test_residual_bytes_fall_with_recomputation():
     rematerialization."""
     objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
     none, dots, full = (
-        aot.residual_bytes(objective, remat, 1) for remat in objective.remat_choices
+        memory_estimate.residual_bytes(objective, remat, 1) for remat in objective.remat_choices
     )
     assert none > dots > full > 0
 
 
 def test_aot_mesh_has_a_model_axis_where_the_width_asks_for_one(result):
     """A width of 16 is not divided over 32 devices."""
-    from var_jax.perf import tpu_slices
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
     config = dataclasses.replace(config, batch_size=64)
     objective = registry.with_frozen_shapes(config)
-    step = aot.lower_train_step(objective, tpu_slices.named("v5e:4x8"))
+    choice = mesh_choice.choose(objective, tpu_slices.named("v5e:4x8").devices)
+    step = aot.lower_train_step(objective, choice)
     assert dict(step.mesh.shape) == {"data": 16, "model": 2}
 
 

@@ -11,8 +11,9 @@ from var_jax.config.model import TokenizerConfig
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError
 from var_jax.models import flops
-from var_jax.perf import cost_lines, memory_estimate, run_costs
+from var_jax.perf import cost_lines, run_costs
 from var_jax.scaling import published_log
+from var_jax.train import memory_estimate
 
 H200 = CHIPS["H200"]
 

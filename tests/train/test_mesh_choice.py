@@ -31,7 +31,12 @@ def devices(count: int) -> list[Device]:
     return [Device(i) for i in range(count)]
 
 
-def published(arg: str, **changes) -> TrainConfig:
+FIRST_POLICY = MeshConfig()
+
+
+def published(arg: str, mesh: MeshConfig = FIRST_POLICY, **changes) -> TrainConfig:
+    """A published run; its recipe leaves the policy open, and these tests are of the first one."""
+    changes["mesh"] = mesh
     config = runpy.run_path(str(CONFIGS / "imagenet256.py"))["get_config"](arg)
     return dataclasses.replace(from_config_dict(config), **changes)
 
@@ -175,3 +180,29 @@ def test_choose_for_sampling_divides_weights_along_the_model_axis_alone():
         mesh_choice.choose_for_sampling(
             registry.with_frozen_shapes(published("d30")), 5, devices(256)
         )
+
+
+@pytest.mark.parametrize("policy", ["auto", "zero1", "hsdp"])
+@pytest.mark.parametrize(
+    ("arg", "count", "mesh"),
+    [
+        ("d16", 256, {"data": 256, "model": 1}),
+        ("d30", 256, {"replica": 2, "data": 128, "model": 1}),
+        ("d16", 24, {"replica": 3, "data": 8, "model": 1}),
+    ],
+)
+def test_choose_takes_replicas_where_the_policy_has_them(policy, arg, count, mesh, caplog):
+    """In place of a model axis, whose devices exchange activations, the fewest replicas divide the
+    width: 1920 by 128 and not by 256."""
+    choice = choose(published(arg, MeshConfig(policy=policy)), devices(count))
+    assert dict(choice.mesh.shape) == mesh
+    assert choice.replicated_bytes == 0 and not caplog.records
+
+
+def test_choose_takes_the_replicas_that_are_given():
+    """Where the config has their number, the data axis is divided by it."""
+    config = published("d16", MeshConfig(policy="hsdp", replicas=4))
+    mesh = choose(config, devices(32)).mesh
+    assert dict(mesh.shape) == {"replica": 4, "data": 8, "model": 1}
+    with pytest.raises(UserError, match=r"mesh.replicas is 5; .* divisor of the data axis, 32"):
+        choose(published("d16", MeshConfig(policy="hsdp", replicas=5)), devices(32))

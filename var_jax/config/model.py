@@ -47,7 +47,8 @@ class TokenizerConfig:
       quantizer_dropout: share of training images whose finest scales are left out, from a random
         one on.
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
-      remat: recomputation in the backward pass: "none", or every residual block ("full").
+      remat: recomputation in the backward pass: "none", every residual block ("full"), or "auto",
+        in training the least that is estimated to fit (`train.memory_rule`).
       dtype: dtype of the computation.
       param_dtype: dtype of the stored parameters; float32 if the tokenizer is trained.
       gradient_dtype: dtype in which gradients of weights are summed over rows and devices;
@@ -74,7 +75,7 @@ class TokenizerConfig:
     dropout: float = 0.0
     quantizer_dropout: float = 0.0
     quantizer_dropout_from: int = 3
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "full", "auto"] = "none"
     dtype: DType = "float32"
     param_dtype: DType = "float32"
     gradient_dtype: DType = "float32"

@@ -71,7 +71,7 @@ def imagenet_config() -> config_dict.ConfigDict:
     config.data.workers = 16
     config.tokenizer.in_channels = 3
     config.transformer.num_classes = 1000
-    config.tokenizer.remat = "full"
+    config.tokenizer.remat = "auto"
     config.log_every = 50
     config.eval_every = 5000
     config.checkpoint_every = 1000
@@ -89,7 +89,8 @@ def imagenet_transformer(config: config_dict.ConfigDict, depth: int):
     set_epochs(config, recipe.batch_size, recipe.epochs)
     config.transformer.depth = depth
     config.transformer.init_adaln_gamma = recipe.init_adaln_gamma
-    config.transformer.remat = "full"
+    config.transformer.remat = "auto"
+    config.mesh.policy = "auto"
     config.transformer.dtype = "bfloat16"
     config.optimizer.base_lr = recipe.base_lr
     config.optimizer.warmup_steps = config.steps // 50

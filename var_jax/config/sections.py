@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from var_jax.config.strict import RENAMED, require
 
+# Where parameters and optimizer state lie.
+Policy = Literal["auto", "fsdp", "zero1", "hsdp"]
 # How images are brought to the model's size.
 Resize = Literal["crop", "stretch", "pad"]
 # Values of earlier versions, which configs, flags and files may still have.
@@ -233,6 +235,16 @@ class MeshConfig:
     """Devices along the `data` and `model` axes.
 
     Attributes:
+      policy: where parameters and optimizer state lie (`devices.sharding`). "fsdp": sharded over
+        the data axis, and gathered layer by layer. "zero1": likewise, but the weights of matrix
+        products and convolutions are gathered once per step, in the dtype of the computation, and
+        are whole on every device while the step runs. "hsdp": as "fsdp", within each of
+        `replicas` groups of devices. "auto": "zero1" where memory is estimated to suffice, else
+        "hsdp" (`train.memory_rule`).
+      replicas: into how many groups of devices the data axis is divided, each of which holds a
+        whole copy of the state; 1 with "fsdp". 0 for the fewest whose devices divide the model.
+      compiler_options: options of the compiler for the training step, as "NAME=VALUE,...", which
+        only one kind of device may know; `var-jax aot --search` proposes some for TPUs.
       data: devices along the axis that batches and parameters are spread over. With -1 these are
         the devices that `model` leaves, and a larger model axis is chosen if `data` would not
         divide the model or the batch (`train.mesh_choice`); parameters that no axis divides are
@@ -249,6 +261,9 @@ class MeshConfig:
     model: int = 1
     slices: int = 1
     replicated_share: float = 0.1
+    policy: Policy = "fsdp"
+    replicas: int = 0
+    compiler_options: str = ""
 
     def __post_init__(self):
         for axis in ("data", "model"):
@@ -260,9 +275,31 @@ class MeshConfig:
             (self.data, self.model) != (-1, -1), "mesh", "-1 x -1", "given for at least one axis"
         )
         require(self.slices >= 1, "mesh.slices", self.slices, "at least 1")
+        require(self.replicas >= 0, "mesh.replicas", self.replicas, "at least 1, or 0 to choose it")
+        require(
+            self.policy != "fsdp" or self.replicas <= 1,
+            "mesh.replicas",
+            self.replicas,
+            "1 or 0 with mesh.policy 'fsdp'; 'hsdp' has groups of devices",
+        )
+        require(
+            all(name and value for name, value in self._options()),
+            "mesh.compiler_options",
+            self.compiler_options,
+            "NAME=VALUE, several of them between commas",
+        )
         require(
             0 <= self.replicated_share <= 1,
             "mesh.replicated_share",
             self.replicated_share,
             "from 0 to 1",
         )
+
+    @property
+    def options_of_compiler(self) -> dict[str, str]:
+        """The compiler's options by name."""
+        return dict(self._options())
+
+    def _options(self) -> list[tuple[str, str]]:
+        parts = [part.partition("=") for part in self.compiler_options.split(",") if part]
+        return [(name.strip(), value.strip()) for name, _, value in parts]

@@ -73,8 +73,9 @@ class TransformerConfig:
         the number of parameters without `qk_norm`.
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
-      remat: recomputation in the backward pass: "none", "full", or "dots" (all but matrix
-        products).
+      remat: recomputation in the backward pass: "none", "full", "dots" (all but matrix products),
+        or "auto", in training "dots" where that is estimated to fit, else "full"
+        (`train.memory_rule`).
       dtype: dtype of the computation; softmax, norms, logits and loss are always float32.
       param_dtype: dtype of the stored parameters; float32 if the transformer is trained.
       gradient_dtype: dtype in which gradients of weights are summed over rows and devices;
@@ -114,7 +115,7 @@ class TransformerConfig:
     learn_sigma: bool = False
     key_bias: bool = False
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots", "auto"] = "none"
     dtype: DType = "float32"
     param_dtype: DType = "float32"
     gradient_dtype: DType = "float32"

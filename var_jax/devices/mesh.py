@@ -1,4 +1,4 @@
-"""The (data, model) mesh over all devices, and the rows of a batch that a process holds."""
+"""The mesh over all devices, and the rows of a batch that a process holds."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,10 @@ GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the (data, model) mesh over all devices.
+    """Returns the (data, model) mesh over all devices, or (replica, data, model) with replicas.
 
-    With several slices, or several hosts of GPUs, the data axis goes between them.
+    The first axis divides the config's data axis into groups of neighbors. With several slices, or
+    several hosts of GPUs, the data axis goes between them.
 
     Args:
       devices: the devices, by default all of this run; devices of a topology description serve for
@@ -33,17 +34,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         f"{config.data} x {config.model}",
         f"of as many devices as there are, {len(devices)}",
     )
+    replicas = max(config.replicas, 1)
+    require(data % replicas == 0, "mesh.replicas", replicas, f"a divisor of the data axis, {data}")
+    arranged, names = _arrange(config.slices, data, model, devices), ("data", "model")
+    if replicas > 1:
+        arranged = arranged.reshape(replicas, data // replicas, model)
+        names = ("replica", *names)
     # Auto: the compiler places unconstrained arrays; Linen's partitioning under scan fails with
     # explicit axes.
-    return Mesh(
-        _arrange(config.slices, data, model, devices),
-        ("data", "model"),
-        axis_types=(AxisType.Auto,) * 2,
-    )
+    return Mesh(arranged, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def axis_sizes(config: MeshConfig, devices: int) -> tuple[int, int]:
-    """Returns (data, model) for a number of devices.
+    """Returns (data, model) for a number of devices; replicas are parts of `data`.
 
     An axis of -1 takes the devices that the other axis leaves, rounded down.
     """

@@ -21,9 +21,10 @@ from var_jax.errors import UserError, did_you_mean
 Rule = str | tuple[str, ...] | None
 
 # Parameters: fully sharded over `data` along the model width, tensor parallel over `model` along
-# axes that are independent between devices (heads, MLP columns, vocabulary). Activations: the
-# transformer's batch over `data`; a convolutional network has nothing to split over `model`, so its
-# images are spread over both.
+# axes that are independent between devices (heads, MLP columns, vocabulary). Devices along
+# `replica` hold the same parameters. Activations: the transformer's batch over `replica` and
+# `data`; a convolutional network has nothing to split over `model`, so its images are spread over
+# all axes.
 RULES: Mapping[str, Rule] = {
     # parameters
     "layers": None,
@@ -33,7 +34,8 @@ RULES: Mapping[str, Rule] = {
     "qkv": None,
     "mlp": "model",
     "modulation": None,
-    "modulated": "model",
+    "modulated": "data",
+    "condition": "model",
     "vocab": "model",
     "classes": None,
     "levels": None,
@@ -45,9 +47,10 @@ RULES: Mapping[str, Rule] = {
     "image_channels": None,
     "phi": None,
     "rank": None,
-    # activations
-    "batch": "data",
-    "images": ("data", "model"),
+    # activations; a mesh without replicas lacks that axis
+    "batch": ("replica", "data"),
+    "group": "replica",  # the rows of all devices of a replica
+    "images": ("replica", "data", "model"),
     "tokens": None,
     "act_embed": None,
     "act_heads": "model",
@@ -76,6 +79,29 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*axes)
 
 
+def batch_axes(mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Returns the axes of a mesh that a batch's rows are divided over.
+
+    Args:
+      mesh: number of devices along each mesh axis.
+    """
+    return _mesh_axes(_axes_in(RULES["batch"], mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch's rows over the devices of a mesh."""
+    return NamedSharding(mesh, PartitionSpec(_axes_in(RULES["batch"], mesh.shape)))
+
+
+def batch_parts(mesh: Mapping[str, int]) -> int:
+    """Returns the number of parts that a mesh divides a batch into.
+
+    Args:
+      mesh: number of devices along each mesh axis.
+    """
+    return math.prod(mesh[axis] for axis in batch_axes(mesh))
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Returns `x` constrained to the sharding of its logical names, or `x` if no mesh is set.
 
@@ -102,6 +128,12 @@ def spec_for_shape(
     return PartitionSpec(*(_dividing_axes(rule, size, mesh) for rule, size in rules))
 
 
+def _axes_in(rule: Rule, mesh: Mapping[str, int]) -> Rule:
+    """Returns the mesh axes of a rule that a mesh has."""
+    axes = tuple(axis for axis in _mesh_axes(rule) if axis in mesh)
+    return axes if len(axes) > 1 else next(iter(axes), None)
+
+
 def _mesh_axes(rule: Rule) -> tuple[str, ...]:
     """Returns the mesh axes of a rule, as a tuple."""
     if rule is None:
@@ -111,6 +143,7 @@ def _mesh_axes(rule: Rule) -> tuple[str, ...]:
 
 def _dividing_axes(rule: Rule, size: int, mesh: Mapping[str, int]) -> Rule:
     """Returns the first mesh axes of a rule whose devices divide a dimension."""
+    rule = _axes_in(rule, mesh)
     if not isinstance(rule, tuple):
         return None if rule is None or size % mesh[rule] else rule
     while rule and size % math.prod(mesh[axis] for axis in rule):
@@ -127,9 +160,9 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
       boxed: parameters of `nn.with_logical_partitioning`, abstract or real.
     """
     return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, spec_for_shape(*_names_and_shape(leaf), mesh.shape)),
+        lambda leaf: NamedSharding(mesh, spec_for_shape(*names_and_shape(leaf), mesh.shape)),
         boxed,
-        is_leaf=_is_boxed,
+        is_leaf=is_boxed,
     )
 
 
@@ -143,9 +176,9 @@ def undivided_parameters(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
       by name, the bytes that one device holds beyond the even share of the rule.
     """
     excess = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed):
-        names, _ = _names_and_shape(leaf)
-        parts, parts_of_rule = _num_parts(leaf, mesh), _spec_parts(spec(names), mesh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_boxed):
+        names, _ = names_and_shape(leaf)
+        parts, parts_of_rule = _num_parts(leaf, mesh), spec_parts(spec(names), mesh)
         if parts < parts_of_rule:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             excess[name] = _num_bytes(leaf) // parts - _num_bytes(leaf) // parts_of_rule
@@ -154,40 +187,42 @@ def undivided_parameters(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
 
 def bytes_per_device(boxed: Any, mesh: Mapping[str, int]) -> int:
     """Returns the bytes of parameters that one device of a mesh holds."""
-    leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
+    leaves = jax.tree.leaves(boxed, is_leaf=is_boxed)
     return sum(_num_bytes(leaf) // _num_parts(leaf, mesh) for leaf in leaves)
 
 
 def replicated_share(boxed: Any, mesh: Mapping[str, int]) -> float:
     """Returns the share of the parameters' bytes, 0 to 1, that every device holds."""
-    leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
+    leaves = jax.tree.leaves(boxed, is_leaf=is_boxed)
     replicated = sum(_num_bytes(leaf) for leaf in leaves if _num_parts(leaf, mesh) == 1)
     return replicated / max(sum(_num_bytes(leaf) for leaf in leaves), 1)
 
 
-def _is_boxed(leaf: Any) -> bool:
+def is_boxed(leaf: Any) -> bool:
+    """Returns whether a parameter has logical axis names attached."""
     return isinstance(leaf, nn.LogicallyPartitioned)
 
 
-def _names_and_shape(leaf: Any) -> tuple[Sequence[str | None], tuple[int, ...]]:
-    if _is_boxed(leaf):
+def names_and_shape(leaf: Any) -> tuple[Sequence[str | None], tuple[int, ...]]:
+    """Returns the logical axis names of a parameter, None for axes without one, and its shape."""
+    if is_boxed(leaf):
         return leaf.names, leaf.value.shape
     return (None,) * len(leaf.shape), leaf.shape
 
 
 def _num_parts(leaf: Any, mesh: Mapping[str, int]) -> int:
     """Returns the number of parts that a mesh splits a parameter into."""
-    return _spec_parts(spec_for_shape(*_names_and_shape(leaf), mesh), mesh)
+    return spec_parts(spec_for_shape(*names_and_shape(leaf), mesh), mesh)
 
 
-def _spec_parts(partition: PartitionSpec, mesh: Mapping[str, int]) -> int:
+def spec_parts(partition: PartitionSpec, mesh: Mapping[str, int]) -> int:
     """Returns the number of parts that a partition splits an array into."""
     return math.prod(mesh[axis] for rule in partition for axis in _mesh_axes(rule))
 
 
 def _num_bytes(leaf: Any) -> int:
     """Returns the bytes of an array, abstract or real, with or without logical axis names."""
-    array = leaf.value if _is_boxed(leaf) else leaf
+    array = leaf.value if is_boxed(leaf) else leaf
     return math.prod(array.shape) * jnp.dtype(array.dtype).itemsize
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
 from var_jax.config.model import TransformerConfig
+from var_jax.devices import gathering
 from var_jax.models.transformer_block import Block
+from var_jax.ops import attention_splash
 
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Fused attention is a product too, which no policy sees in its kernel.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention_splash.OUTPUT),
+    ),
 }
+
+
+def _policy(remat: str) -> Any:
+    """Returns what is kept for the backward pass, among it whole weights where they are kept."""
+    if not gathering.keeps_weights():
+        return REMAT[remat]
+    weights = jax.checkpoint_policies.save_only_these_names(gathering.GATHERED)
+    return jax.checkpoint_policies.save_from_both_policies(REMAT[remat], weights)
 
 
 def block_stack(config: TransformerConfig) -> nn.Module:
@@ -20,8 +36,8 @@ def block_stack(config: TransformerConfig) -> nn.Module:
     Call it in a module's `setup`.
     """
     block = Block
-    if config.remat != "none":
-        block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
+    if config.remat in REMAT:
+        block = nn.remat(Block, prevent_cse=False, policy=_policy(config.remat))
     return nn.scan(
         block,
         length=config.depth,

@@ -104,7 +104,8 @@ class Linear(nn.Module):
         kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.names[1:], stored)
         spec = last_axis_spec(x.ndim, len(self.shape))
-        return add_bias(product(spec, x, kernel, dtype, summed, wide=self.wide), bias, summed)
+        y = product(spec, x, kernel, dtype, summed, wide=self.wide, names=self.names)
+        return add_bias(y, bias, summed)
 
 
 def gamma_init(config: TransformerConfig, std: float) -> nn.initializers.Initializer:
@@ -142,11 +143,20 @@ class Modulation(nn.Module):
             "head": nn.initializers.normal(c.init_std * c.init_adaln),
         }[self.init]
         stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
-        names = ("embed", "modulation", "modulated")
+        names = ("condition", "modulation", "modulated")
         kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.n, c.width), names[1:], stored)
         summed = jnp.dtype(c.gradient_dtype)
-        return add_bias(product("bw,wnv->bnv", nn.silu(cond), kernel, dtype, summed), bias, summed)
+        # A third of a block's weights: each device computes some columns for all images of its
+        # replica, and they exchange these, which takes less than gathering the weights.
+        cond = constrain(nn.silu(cond), "group", None)
+        y = add_bias(product("bw,wnv->bnv", cond, kernel, dtype, summed), bias, summed)
+        y = constrain(y, "group", None, "modulated")
+        # By gathering on CPUs: their runtime does not order an all-to-all with other collectives,
+        # so that devices may wait for each other in two of them.
+        if target.platform() == "cpu":
+            y = constrain(y, "group", None, None)
+        return constrain(y, "batch", None, None)
 
 
 def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -229,15 +239,9 @@ class Attention(nn.Module):
 
         # Queries, keys and values come from one product; keys have no bias, as published, but in
         # diffusion transformers.
-        kernel = parameter(
-            self,
-            "qkv",
-            nn.initializers.normal(c.init_std),
-            (c.width, 3, *heads),
-            ("embed", "qkv", *names),
-            stored,
-        )
-        qkv = product("blw,wnhd->blnhd", x, kernel, dtype, summed)
+        init, axes = nn.initializers.normal(c.init_std), ("embed", "qkv", *names)
+        kernel = parameter(self, "qkv", init, (c.width, 3, *heads), axes, stored)
+        qkv = product("blw,wnhd->blnhd", x, kernel, dtype, summed, names=axes)
         q = add_bias(qkv[:, :, 0], parameter(self, "q_bias", zeros, heads, names, stored), summed)
         k = qkv[:, :, 1]
         if c.key_bias:
@@ -291,12 +295,10 @@ class Attention(nn.Module):
                 implementation=implementation,
             )
 
-        std = c.init_std / (2 * c.depth) ** 0.5
-        proj = parameter(
-            self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored
-        )
+        init, axes = nn.initializers.normal(c.init_std / (2 * c.depth) ** 0.5), (*names, "embed")
+        proj = parameter(self, "proj", init, (*heads, c.width), axes, stored)
         bias = parameter(self, "proj_bias", zeros, (c.width,), ("embed",), stored)
-        y = add_bias(product("blhd,hdw->blw", y, proj, dtype, summed), bias, summed)
+        y = add_bias(product("blhd,hdw->blw", y, proj, dtype, summed, names=axes), bias, summed)
         return y, None if cache is None else (k, v)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 LANES = 128  # the kernel takes blocks whose sides are multiples of this
+OUTPUT = "attention_output"  # the name of the results for policies of rematerialization
 LARGEST_BLOCK = 512  # float32 logits of a larger one would crowd VMEM
 END_BITS = 16  # an entry of `ScaleMask.q_sequence` is a span as start << END_BITS | end
 
@@ -128,7 +129,7 @@ def attend(
         q, k, v = (jnp.swapaxes(jnp.pad(t, padding), 1, 2) for t in qkv)
         heads = splash_attention_mask.MultiHeadMask([ScaleMask(scales, mask, length)] * q.shape[1])
         kernel = splash_attention_kernel.make_splash_mha_single_device(
-            heads, block_sizes=sizes, interpret=interpret
+            heads, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=OUTPUT
         )
         out = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
         return out[:, : scales.total]

@@ -9,12 +9,14 @@ float32.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from var_jax.devices import target
+from var_jax.devices import gathering, target
 from var_jax.ops import cpu_matmul
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def product(
     gradient_dtype: jnp.dtype,
     *,
     wide: bool = False,
+    names: Sequence[str | None] = (),
 ) -> Float[Array, ...]:
     """Returns the einsum of activations and a weight, computed in `dtype`.
 
@@ -42,8 +45,14 @@ def product(
       spec: such as "blw,wv->blv", in which each letter stands in two of the three terms; the
         letters that are summed over end x and begin the kernel, in the same order.
       wide: whether the result is float32.
+      names: the kernel's logical axis names, for a kernel whose parts are brought together by the
+        policy that is set (`devices.gathering`).
     """
     out = jnp.dtype(jnp.float32) if wide else jnp.dtype(dtype)
+    plan = gathering.plan(names, kernel.shape, x.shape[0])
+    if plan is not None:
+        dtypes = (jnp.dtype(dtype), jnp.dtype(gradient_dtype), out, kernel.dtype)
+        return _gathered_product(x.astype(dtype), kernel, spec, dtypes, plan)
     if dtype == jnp.float32:
         einsum = cpu_matmul.einsum if target.is_single_cpu() else jnp.einsum
         return einsum(spec, x.astype(dtype), kernel.astype(dtype))
@@ -76,20 +85,70 @@ def _product_forward(x, kernel, *settings):
 
 def _product_backward(spec, dtype, gradient_dtype, out, operands, cotangent):
     x, kernel = operands
-    terms, result = spec.split("->")
-    x_axes, kernel_axes = terms.split(",")
     cotangent = cotangent.astype(dtype)
-    d_x = jnp.einsum(f"{result},{kernel_axes}->{x_axes}", cotangent, kernel.astype(dtype))
+    d_kernel = _kernel_gradient(spec, x, cotangent, gradient_dtype)
+    return _input_gradient(spec, cotangent, kernel.astype(dtype)), d_kernel.astype(kernel.dtype)
+
+
+class _Axes(NamedTuple):
+    """The letters of x, of the kernel and of the result in a product's spec."""
+
+    x: str
+    kernel: str
+    result: str
+
+
+def _axes(spec: str) -> _Axes:
+    terms, result = spec.split("->")
+    return _Axes(*terms.split(","), result)
+
+
+def _input_gradient(spec, cotangent, kernel):
+    axes = _axes(spec)
+    return jnp.einsum(f"{axes.result},{axes.kernel}->{axes.x}", cotangent, kernel)
+
+
+def _kernel_gradient(spec, x, cotangent, gradient_dtype):
+    axes = _axes(spec)
     # On a CPU some products of bfloat16 with float32 results compile and then fail to run.
     if target.platform() == "cpu":
         x, cotangent = x.astype(gradient_dtype), cotangent.astype(gradient_dtype)
-    d_kernel = jnp.einsum(
-        f"{x_axes},{result}->{kernel_axes}", x, cotangent, preferred_element_type=gradient_dtype
+    return jnp.einsum(
+        f"{axes.x},{axes.result}->{axes.kernel}",
+        x,
+        cotangent,
+        preferred_element_type=gradient_dtype,
     )
-    return d_x, d_kernel.astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _gathered_product(x, kernel, spec, dtypes, plan):
+    dtype, _, out, _ = dtypes
+    return _einsum(x, plan.gather(kernel.astype(dtype)), spec, dtype, None, out)
+
+
+def _gathered_forward(x, kernel, spec, dtypes, plan):
+    dtype, _, out, _ = dtypes
+    weight = checkpoint_name(plan.gather(kernel.astype(dtype)), gathering.GATHERED)
+    return _einsum(x, weight, spec, dtype, None, out), (x, weight)
+
+
+def _gathered_backward(spec, dtypes, plan, operands, cotangent):
+    (x, weight), (dtype, gradient_dtype, _, stored) = operands, dtypes
+    cotangent = cotangent.astype(dtype)
+    axes = _axes(spec)
+    d_kernel = plan.divided_sum(
+        lambda x, cotangent: _kernel_gradient(spec, x, cotangent, gradient_dtype),
+        (axes.x, axes.result, axes.kernel),
+        (x, cotangent),
+    )
+    return _input_gradient(spec, cotangent, weight), d_kernel.astype(stored)
+
+
+_gathered_product.defvjp(_gathered_forward, _gathered_backward)
 
 
 def add_bias(

@@ -4,7 +4,6 @@ Arrays are `jax.ShapeDtypeStruct`s with shardings; no weights are made.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.devices import sharding, target
+from var_jax.devices import sharding
 from var_jax.models import flops, init
 from var_jax.objectives.base import Objective
 from var_jax.perf.tpu_slices import Slice
@@ -48,18 +47,20 @@ class Step:
     replicated_bytes: int = 0
 
 
-def lower_train_step(objective: Objective[Any], tpu_slice: Slice) -> Step:
+def lower_train_step(objective: Objective[Any], choice: mesh_choice.Choice) -> Step:
     """Lowers the training step of `train.loop` in its last variant, with all terms active.
 
     The step of a transformer takes tokens, since encoding is a program of its own; that of a
     tokenizer includes its discriminator and the frozen networks of its losses. Values of frozen
     weights are not needed (`registry.with_frozen_shapes`).
 
+    Args:
+      choice: the mesh, of `mesh_choice.choose`.
     Raises:
       UserError: the mesh does not divide the model or the batch.
     """
     idle_keys.refuse(objective.config)
-    mesh, replicated_bytes = mesh_choice.choose(objective, tpu_slice.devices)
+    mesh, replicated_bytes = choice
     program = Program(objective, mesh)
     frozen = jax.eval_shape(lambda weights: weights, objective.frozen)
     with jax.set_mesh(mesh):
@@ -69,7 +70,8 @@ def lower_train_step(objective: Objective[Any], tpu_slice: Slice) -> Step:
             jax.tree.map(_with_sharding, frozen, objective.frozen_shardings(frozen, mesh)),
         )
     images = objective.config.batch_size
-    return Step(lowered, mesh, images, objective.flops_per_image() * images, replicated_bytes)
+    step_flops = objective.flops_per_image() * images
+    return Step(lowered, mesh, images, step_flops, replicated_bytes)
 
 
 def lower_sampling(objective: Objective[Any], tpu_slice: Slice, images: int | None = None) -> Step:
@@ -106,37 +108,6 @@ def lower_sampling(objective: Objective[Any], tpu_slice: Slice, images: int | No
         lowered = sampler.program.lower(model, prepared.compiled, params, labels, keys, traced)
     image_flops = sampler.generation_flops(model, prepared) + flops.decode_flops(config.tokenizer)
     return Step(lowered, mesh, images, images * image_flops)
-
-
-def residual_bytes(objective: Objective[Any], remat: str, data: int) -> float:
-    """Returns an upper bound on the bytes of a microbatch's residuals per device.
-
-    Residuals are what the forward pass keeps for the backward pass. Their bytes are computed from
-    shapes, without a compilation, and divided over only the data axis; boolean masks and random
-    keys are left out.
-
-    Args:
-      remat: the policy of rematerialization.
-      data: size of the mesh's data axis.
-    """
-    config = objective.config
-    model = dataclasses.replace(objective.model, remat=remat)
-    objective = objective.with_config(dataclasses.replace(config, **{objective.section: model}))
-    rows = config.batch_size // config.microbatches
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, *image.shape), image.dtype)
-        for name, image in objective.batch_shapes().items()
-    }
-
-    def residuals(params, frozen, batch):
-        rng = jax.random.key(0)
-        return jax.vjp(lambda p: objective.loss(p, frozen, batch, rng)[0], params)[1]
-
-    params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
-    with target.tracing_for_other_devices():
-        leaves = jax.tree.leaves(jax.eval_shape(residuals, params, objective.frozen, batch))
-    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers) / data
 
 
 def _abstract_like(tree: Any, array_sharding: NamedSharding) -> Any:

@@ -1,24 +1,22 @@
 """Memory, FLOPs, traffic and time bounds of one compiled step on one TPU slice."""
 
-import pathlib
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from var_jax.config import key_patterns
 from var_jax.config.train import TrainConfig
-from var_jax.devices import chips
-from var_jax.io.json import read_object
+from var_jax.devices import sharding
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.ops import attention_splash
 from var_jax.perf import aot, hlo
 from var_jax.perf.aot import Step
+from var_jax.perf.aot_lines import gib
 from var_jax.perf.tpu_slices import Slice
+from var_jax.train import memory_estimate, memory_rule, mesh_choice
 
 OVERLAP = (
     "step_seconds: the largest of compute at peak, device-memory traffic and collectives, each "
@@ -34,7 +32,9 @@ def report(
 ) -> dict[str, Any]:
     """Compiles a step and returns its memory, work and time bounds.
 
-    `fits` is False if it is too large for the memory of a device.
+    `fits` is False if it is too large for the memory of a device. Settings that the config leaves
+    to "auto" are those of `memory_rule`; if their program does not fit, those that take least
+    memory are compiled in their place.
 
     Returns:
       plain values for JSON. Bytes are per device, `flops` over all devices; times are lower bounds,
@@ -43,11 +43,24 @@ def report(
       UserError: the mesh does not divide the model or the batch, or the stage has no such step.
     """
     objective = registry.with_frozen_shapes(config)
+    if what != "train":
+        return measure(aot.lower_sampling(objective, tpu_slice, images), config, tpu_slice, what)
+    choice = mesh_choice.choose(objective, tpu_slice.devices)
+    for one in memory_rule.choices(objective, choice.mesh):
+        step = aot.lower_train_step(one, choice)
+        figures = measure(step, one.config, tpu_slice, what) | one.report()
+        if figures["fits"]:
+            break
+    if one.remat_choices:
+        figures |= _knobs(one, figures)
+    return figures
+
+
+def measure(
+    step: Step, config: TrainConfig, tpu_slice: Slice, what: str = "train"
+) -> dict[str, Any]:
+    """Compiles a lowered step and returns its figures, without those that compare policies."""
     is_training = what == "train"
-    if is_training:
-        step = aot.lower_train_step(objective, tpu_slice)
-    else:
-        step = aot.lower_sampling(objective, tpu_slice, images)
     figures: dict[str, Any] = {
         "topology": tpu_slice.name,
         "chip": tpu_slice.chip.name,
@@ -55,6 +68,8 @@ def report(
         "devices": len(tpu_slice.devices),
         "chips": len(tpu_slice.devices) // tpu_slice.chip.devices_per_chip,
         "mesh": dict(step.mesh.shape),
+        "policy": config.mesh.policy if is_training else "",
+        "compiler_options": config.mesh.options_of_compiler if is_training else {},
         "images": step.images,
         "microbatches": config.microbatches,
         "flops": step.flops,
@@ -62,7 +77,6 @@ def report(
         "replicated_bytes": step.replicated_bytes,
         "hbm_bytes": tpu_slice.chip.hbm_bytes,
     }
-    figures |= objective.report()
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
         compiled = step.lowered.compile()
@@ -80,8 +94,6 @@ def report(
         figures["fits"] = figures["peak_bytes"] <= tpu_slice.chip.hbm_bytes
         figures |= _times(step, hlo.Program(compiled.as_text()), tpu_slice, _kernel_share(config))
         _schedule(figures, config)
-    if is_training and objective.remat_choices:
-        figures |= _knobs(objective, figures)
     return figures
 
 
@@ -166,8 +178,9 @@ def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]
     The compiled policy's peak is the compiler's; those of the others are that plus the difference
     of the bytes that they keep.
     """
-    data, current, choices = figures["mesh"]["data"], objective.model.remat, objective.remat_choices
-    saved = {name: aot.residual_bytes(objective, name, data) for name in choices}
+    data, current = sharding.batch_parts(figures["mesh"]), objective.model.remat
+    choices = objective.remat_choices
+    saved = {name: memory_estimate.residual_bytes(objective, name, data) for name in choices}
     held = figures.get("argument_bytes", 0)
     peaks = {
         name: max(figures["peak_bytes"] + saved[name] - saved[current], held) for name in choices
@@ -197,7 +210,7 @@ def _advice(
         for name in more
         if peaks[name] < peaks[current]
     ]
-    rows = config.batch_size // figures["mesh"]["data"] // config.microbatches
+    rows = config.batch_size // sharding.batch_parts(figures["mesh"]) // config.microbatches
     divisors = [n for n in range(2, rows + 1) if rows % n == 0]
     fitting = [
         n
@@ -231,167 +244,3 @@ def _required_bytes(message: str) -> float:
     raise ValueError(
         f"the program does not fit, and the compiler does not say by how much: {message}"
     )
-
-
-def gib(size: float) -> str:
-    """Returns a number of bytes as text in GiB."""
-    return f"{size / chips.GIB:.2f} GiB"
-
-
-def lines(figures: Mapping[str, Any]) -> list[str]:
-    """Returns one report as two columns."""
-    rows = [
-        (
-            "slice",
-            f"{figures['topology']}, {figures['devices']} devices as data "
-            f"{figures['mesh']['data']} x model {figures['mesh']['model']}",
-        ),
-        (
-            "step",
-            f"{figures['step']}, {figures['images']} images, remat {figures.get('remat', '-')}, "
-            f"compiled in {figures['compile_cpu_seconds']:.0f} s of CPU",
-        ),
-        (
-            "memory per device",
-            f"{gib(figures['peak_bytes'])} of {gib(figures['hbm_bytes'])}: "
-            + ("fits" if figures["fits"] else "DOES NOT FIT"),
-        ),
-    ]
-    if "argument_bytes" in figures:
-        rows.append(
-            (
-                "",
-                f"arguments {gib(figures['argument_bytes'])}, "
-                f"temporaries {gib(figures['temporary_bytes'])}",
-            )
-        )
-    if figures.get("replicated_bytes"):
-        rows.append(
-            (
-                "",
-                f"of that {gib(figures['replicated_bytes'])} replicated, which the mesh does not "
-                "divide",
-            )
-        )
-    if "step_seconds" in figures:
-        rows += [
-            (
-                "FLOPs",
-                f"{figures['flops']:.4g} analytic, "
-                f"{figures['executed_flops'] / figures['flops']:.3f} times that executed",
-            ),
-            *[
-                ("", text)
-                for text in [key_patterns.counted_flops(figures.get("trainable", ""))]
-                if text
-            ],
-            (
-                "collectives",
-                ", ".join(
-                    f"{kind} {size / 1e9:.3g} GB" for kind, size in figures["collectives"].items()
-                )
-                or "none",
-            ),
-            (
-                "reductions",
-                ", ".join(
-                    f"{dtype} {size / 1e9:.3g} GB"
-                    for dtype, size in figures.get("reduced_bytes", {}).items()
-                )
-                or "none",
-            ),
-            (
-                "seconds",
-                f"compute {figures['compute_seconds']:.4f}, memory {figures['hbm_seconds']:.4f}, "
-                f"interconnect {figures['interconnect_seconds']:.4f}",
-            ),
-            (
-                "overlapped",
-                f"{figures['step_seconds']:.4f} s per step, MFU at most {figures['mfu_bound']:.1%}",
-            ),
-            (
-                "half exposed",
-                f"{figures['step_seconds_exposed']:.4f} s per step, MFU at most "
-                f"{figures['mfu_bound_exposed']:.1%}",
-            ),
-        ]
-    if "chip_hours" in figures:
-        rows.append(
-            (
-                "whole schedule",
-                f"{figures['steps']} steps, {figures['chip_hours']:.0f} to "
-                f"{figures['chip_hours_exposed']:.0f} chip-hours",
-            )
-        )
-    if "least_remat" in figures:
-        rows.append(
-            (
-                "least remat",
-                f"{figures['least_remat'] or 'none of them fits'} (estimated: "
-                + ", ".join(
-                    f"{name} {gib(size)}" for name, size in figures["remat_peak_bytes"].items()
-                )
-                + ")",
-            )
-        )
-    if "would_help" in figures:
-        rows.append(("over by", gib(figures["over_bytes"])))
-        rows += [("would help", text) for text in figures["would_help"]]
-    width = max(len(name) for name, _ in rows) + 2
-    return [f"{name:{width}}{text}" for name, text in rows]
-
-
-COLUMNS = (
-    "program",
-    "slice",
-    "mesh",
-    "images",
-    "remat",
-    "memory GiB (arguments + temporaries)",
-    "fits",
-    "executed / analytic FLOPs",
-    "collectives GB",
-    "compute s",
-    "memory s",
-    "interconnect s",
-    "MFU overlapped",
-    "MFU half exposed",
-    "chip-hours",
-    "compile CPU s",
-)
-
-
-def markdown(directory: str | pathlib.Path) -> str:
-    """Returns a table of the reports (`*.json`) in a directory, sorted by name."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    for path in sorted(pathlib.Path(directory).glob("*.json")):
-        figures = read_object(path)
-        mesh = figures["mesh"]
-        row = [
-            f"[{path.stem.split('_')[0]}](aot/{path.name}) {figures['step']}",
-            figures["topology"],
-            f"{mesh['data']} x {mesh['model']}",
-            str(figures["images"]),
-            figures.get("remat", "-"),
-        ]
-        if "step_seconds" in figures:
-            row += [
-                f"{figures['peak_bytes'] / chips.GIB:.2f} "
-                f"({figures['argument_bytes'] / chips.GIB:.2f} + "
-                f"{figures['temporary_bytes'] / chips.GIB:.2f})",
-                "yes" if figures["fits"] else "no",
-                f"{figures['executed_flops'] / figures['flops']:.2f}",
-                f"{sum(figures['collectives'].values()) / 1e9:.1f}",
-                f"{figures['compute_seconds']:.4f}",
-                f"{figures['hbm_seconds']:.4f}",
-                f"{figures['interconnect_seconds']:.4f}",
-                f"{figures['mfu_bound']:.1%}",
-                f"{figures['mfu_bound_exposed']:.1%}",
-                f"{figures['chip_hours']:,.0f} to {figures['chip_hours_exposed']:,.0f}"
-                if "steps" in figures
-                else "-",
-            ]
-        else:
-            row += [f"{figures['peak_bytes'] / chips.GIB:.2f}", "no", *["-"] * 8]
-        rows.append((*row, f"{figures['compile_cpu_seconds']:.0f}"))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -5,7 +5,7 @@ from typing import Any
 
 from var_jax.config import key_patterns
 from var_jax.devices.chips import GIB
-from var_jax.perf import aot_report
+from var_jax.perf import aot_lines
 from var_jax.scaling import published_log
 
 Row = tuple[str, str]
@@ -23,7 +23,7 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
 
 def _size(size: float) -> str:
     """Returns a number of bytes as text, small ones in MiB."""
-    return aot_report.gib(size) if size >= 0.1 * GIB else f"{size / MIB:.2f} MiB"
+    return aot_lines.gib(size) if size >= 0.1 * GIB else f"{size / MIB:.2f} MiB"
 
 
 def _run(figures: Mapping[str, Any]) -> Iterator[Row]:
@@ -46,14 +46,14 @@ def _run(figures: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _memory(figures: Mapping[str, Any]) -> Iterator[Row]:
-    mesh = figures["mesh"]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
     if "chip" in figures:
         share = figures["usable_bytes"] / figures["hbm_bytes"]
         by_default = f", of which JAX takes {share:.0%} by default" if share < 1 else ""
         yield (
             "chips",
-            f"{figures['devices']} devices of {figures['chip']} as data {mesh['data']} x model "
-            f"{mesh['model']}, {_size(figures['hbm_bytes'])} each{by_default}",
+            f"{figures['devices']} devices of {figures['chip']} as {mesh}, "
+            f"{_size(figures['hbm_bytes'])} each{by_default}",
         )
         verdict = "fits" if figures["fits"] else "DOES NOT FIT"
     else:

@@ -36,6 +36,9 @@ FREE = {
 # Splash attention's kernels (batch, heads, length, head_dim), by the products of queries and keys
 # that each computes.
 KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# Custom calls that move nothing: room for an array that is then filled in place, and a view of
+# parts that lie next to each other.
+FREE_CALLS = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)")
 
 
@@ -173,6 +176,8 @@ class Program:
 
     def _traffic(self, scope: dict[str, Instruction], op: Instruction) -> float:
         if op.opcode in FREE or op.opcode.endswith(("-done", "-update")):
+            return 0.0
+        if op.opcode == "custom-call" and FREE_CALLS.search(op.attributes):
             return 0.0
         operands = [scope[name].output for name in op.operands if name in scope]
         written = sum(a.hbm_bytes for a in op.outputs)

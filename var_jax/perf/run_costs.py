@@ -1,6 +1,6 @@
 """The costs of a run before it starts: memory, FLOPs, hours, disk, and the losses to expect.
 
-FLOPs and parameters are exact; memory is an estimate from shapes (`perf.memory_estimate`), and
+FLOPs and parameters are exact; memory is an estimate from shapes (`train.memory_estimate`), and
 hours follow from an assumed utilization of the chips.
 """
 
@@ -19,11 +19,11 @@ from var_jax.devices.chips import Chip
 from var_jax.models import flops
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
-from var_jax.perf import aot, memory_estimate
-from var_jax.perf.memory_estimate import TrainingMemory
+from var_jax.perf import aot
 from var_jax.sampling import sampler_registry
 from var_jax.scaling import published_log
-from var_jax.train import mesh_choice
+from var_jax.train import memory_estimate, memory_rule, mesh_choice
+from var_jax.train.memory_estimate import TrainingMemory
 
 DTYPES = ("float32", "bfloat16")
 # Training images of data sets that are the same everywhere.
@@ -66,6 +66,8 @@ def report(
     devices: Any = [Described(i, i * slices // number) for i in range(number)]
     mesh = dict(mesh_choice.choose(objective, devices).mesh.shape) if chip else _ONE
     platform, budget = (chip.platform, chip.usable_bytes) if chip else ("cpu", None)
+    settings = memory_rule.choose(objective, mesh, platform, budget)
+    objective = memory_rule.with_settings(objective, settings)
     figures: dict[str, Any] = {
         "stage": config.stage,
         "model": _model(objective),

@@ -102,7 +102,7 @@ def _train(
 
     # Devices
     mesh = mesh_choice.choose(objective).mesh
-    rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption, storage_messages.silenced():
         frozen = objective.step_frozen()
@@ -142,6 +142,7 @@ def _train(
         )
         if jax.process_index() == 0:
             terminal_messages.log_data(objective, data)
+            terminal_messages.log_chosen_settings(objective, program.objective)
             params = program.abstract.params
             line = terminal_messages.opening_line(
                 objective, data.identity, params, directory, first

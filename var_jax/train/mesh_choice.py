@@ -1,7 +1,8 @@
 """The mesh of a run: one choice for training, for compilation ahead of time and for benchmarks.
 
-If the config leaves the data axis open (`mesh.data` -1), the model axis grows, from `mesh.model`
-on, until the model and the batch divide. If no mesh of the devices divides the whole model,
+If the config leaves the data axis open (`mesh.data` -1), the number of replicas grows, where the
+policy has them, and then the model axis, from `mesh.model` on, until the model and the batch
+divide. If no mesh of the devices divides the whole model,
 parameters that are not divided are replicated along that axis, which is logged once with its cost
 in bytes.
 """
@@ -90,7 +91,7 @@ def choose(
             "the mesh data=%d, model=%d does not divide %d of the parameters; they are "
             "replicated, which takes %s bytes per device beyond an even share (with moments and "
             "average); the largest: %s",
-            mesh.shape["data"],
+            sharding.batch_parts(mesh.shape),
             mesh.shape["model"],
             len(best.undivided),
             f"{extra:,}",
@@ -149,7 +150,7 @@ def _best(
         except UserError as error:
             reason = reason or error
             continue
-        if batch.images % (mesh.shape["data"] * batch.parts) == 0:
+        if batch.images % (sharding.batch_parts(mesh.shape) * batch.parts) == 0:
             usable.append((candidate, mesh))
     if not usable and reason:
         raise reason
@@ -186,10 +187,14 @@ def _candidates(
         if _is_given(config)
         else [dataclasses.replace(config, model=model) for model in _model_sizes(config, devices)]
     )
+    if sampling:
+        meshes = [dataclasses.replace(mesh, policy="fsdp", replicas=1) for mesh in meshes]
+    else:
+        meshes = [_with_replicas(mesh, devices, boxed) for mesh in meshes]
     candidates = []
     for mesh in meshes:
         data, model = axis_sizes(mesh, devices)
-        sizes = {"data": 1 if sampling else data, "model": model}
+        sizes = {"data": 1 if sampling else max(data // max(mesh.replicas, 1), 1), "model": model}
         undivided = sharding.undivided_parameters(boxed, sizes)
         candidates.append(
             Candidate(
@@ -211,6 +216,21 @@ def _model_sizes(mesh: MeshConfig, devices: int) -> list[int]:
     return [m for m in range(mesh.model, devices + 1, mesh.model) if devices % m == 0] or [
         mesh.model
     ]
+
+
+def _with_replicas(mesh: MeshConfig, devices: int, boxed: Any) -> MeshConfig:
+    """Returns a mesh with the fewest replicas whose devices divide the parameters, where it may.
+
+    Without such a number, or with a policy or a config that leaves no choice, the mesh stays.
+    """
+    if mesh.policy == "fsdp" or mesh.replicas:
+        return mesh
+    data, model = axis_sizes(mesh, devices)
+    for replicas in range(1, data // 2 + 1):
+        sizes = {"data": data // replicas, "model": model}
+        if data % replicas == 0 and not sharding.undivided_parameters(boxed, sizes):
+            return dataclasses.replace(mesh, replicas=replicas)
+    return mesh
 
 
 def _is_given(mesh: MeshConfig) -> bool:
@@ -253,7 +273,7 @@ def _require_sharded(
         except UserError:
             raise error from None
         data, model = axis_sizes(better.config, len(devices))
-        if (data, model) == (mesh.shape["data"], mesh.shape["model"]):
+        if (data, model) == (sharding.batch_parts(mesh.shape), mesh.shape["model"]):
             raise UserError(
                 f"{error}; no mesh of these devices divides more: mesh.replicated_share="
                 f"{better.whole_share:.2g} accepts it"

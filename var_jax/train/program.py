@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.strict import require
-from var_jax.devices import cpu_compiler
+from var_jax.devices import cpu_compiler, gathering, sharding
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import StepVariant, TrainState
-from var_jax.train import step
+from var_jax.train import memory_rule, step
 from var_jax.train.optimizer import make_optimizers, numbers_of
 from var_jax.train.shared_step import RunNumbers, SharedStep
 from var_jax.train.state import StateFactory
@@ -25,6 +25,7 @@ class Program:
     """A run's training steps and the state that they update.
 
     Attributes:
+      objective: the run's objective, with the settings of `memory_rule` in place of "auto".
       abstract: the state's shapes and dtypes.
       shardings: the state's shardings.
       rows: the sharding of a batch.
@@ -36,12 +37,12 @@ class Program:
 
     def __init__(self, objective: Objective[Any], mesh: Mesh):
         config, section, model = objective.config, objective.section, objective.model
+        parts = sharding.batch_parts(mesh.shape)
         require(
-            config.batch_size % (mesh.shape["data"] * config.microbatches) == 0,
+            config.batch_size % (parts * config.microbatches) == 0,
             "batch_size",
             config.batch_size,
-            f"a multiple of mesh.data {mesh.shape['data']} times microbatches "
-            f"{config.microbatches}",
+            f"a multiple of mesh.data {parts} times microbatches {config.microbatches}",
         )
         # In bfloat16, small late updates and the increments of a 0.9999 moving average are rounded
         # away, so weights, average and moments stay float32.
@@ -51,11 +52,12 @@ class Program:
             repr(model.param_dtype),
             f"'float32' in training; {section}.dtype=bfloat16 computes in bfloat16",
         )
-        self._objective = objective
+        objective = memory_rule.resolve(objective, mesh)
+        self.objective = objective
         self._numbers = RunNumbers(np.uint32(config.seed), numbers_of(objective))
         self._factory = StateFactory(objective, make_optimizers(objective), mesh)
         self.abstract, self.shardings = self._factory.abstract, self._factory.shardings
-        self.rows = NamedSharding(mesh, PartitionSpec("data"))
+        self.rows = sharding.batch_sharding(mesh)
         self.replicated = NamedSharding(mesh, PartitionSpec())
 
     def first_state(self, start: Any = None) -> TrainState:
@@ -68,7 +70,7 @@ class Program:
         Without `done`, it is the variant with all parts of the run active. The state is donated.
         Each variant is compiled on first use.
         """
-        objective = self._objective
+        objective = self.objective
         return self._compiled(objective.last_variant() if done is None else objective.variant(done))
 
     def abstract_state(self) -> TrainState:
@@ -84,23 +86,29 @@ class Program:
 
     def abstract_batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Returns shapes, dtypes and shardings of a batch."""
-        size = self._objective.config.batch_size
+        size = self.objective.config.batch_size
         return {
             name: jax.ShapeDtypeStruct((size, *image.shape), image.dtype, sharding=self.rows)
-            for name, image in self._objective.batch_shapes().items()
+            for name, image in self.objective.batch_shapes().items()
         }
+
+    def _compiler_options(self) -> dict[str, str] | None:
+        of_device = cpu_compiler.compiler_options(self.replicated.mesh)
+        of_config = self.objective.config.mesh.options_of_compiler
+        return {**(of_device or {}), **of_config} or None
 
     @functools.cache  # noqa: B019 - a program lives as long as its run
     def _compiled(self, variant: StepVariant) -> SharedStep:
         def train_step(state, batch, frozen, numbers: RunNumbers):
-            optimizers = make_optimizers(self._objective, numbers.schedules)
-            of_run = step.make_train_step(self._objective, optimizers, variant, numbers.seed)
-            return of_run(state, batch, frozen)
+            optimizers = make_optimizers(self.objective, numbers.schedules)
+            of_run = step.make_train_step(self.objective, optimizers, variant, numbers.seed)
+            with gathering.under(self.objective.config.mesh.policy):
+                return of_run(state, batch, frozen)
 
         jitted = jax.jit(
             train_step,
             donate_argnums=0,
-            compiler_options=cpu_compiler.compiler_options(self.replicated.mesh),
+            compiler_options=self._compiler_options(),
             # Frozen weights keep their own.
             in_shardings=(self.shardings, self.rows, None, self.replicated),
             out_shardings=(self.shardings, self.replicated),

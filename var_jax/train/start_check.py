@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from var_jax.config.train import DataConfig, MeshConfig, TrainConfig
 from var_jax.data import prepare
-from var_jax.devices import platforms
+from var_jax.devices import platforms, sharding
 from var_jax.errors import UserError
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives.base import Objective
@@ -92,7 +92,7 @@ def _check(start: Start, objective: Objective[Any], mesh: Mesh, data: DataConfig
     directory, config = epath.Path(start.directory), objective.config
     program = Program(objective, mesh)
     if data is not None:
-        rows = NamedSharding(mesh, PartitionSpec("data"))
+        rows = sharding.batch_sharding(mesh)
         opened = objective.with_config(dataclasses.replace(config, data=data))
         inputs = Inputs(opened, objective.step_frozen(), rows, read_kept(directory))
         inputs.require_same_on_hosts()

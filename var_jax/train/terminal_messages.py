@@ -28,6 +28,22 @@ def log_data(objective: Objective[Any], data: Inputs):
         log.warning("%s", line)
 
 
+def log_chosen_settings(objective: Objective[Any], compiled: Objective[Any]):
+    """Logs, at level INFO, the settings that a run's step has in place of "auto".
+
+    Args:
+      objective: the run's.
+      compiled: the one whose step is compiled (`program.Program.objective`).
+    """
+    if compiled is not objective:
+        log.info(
+            "chosen by the memory of the devices: mesh.policy=%s, %s.remat=%s",
+            compiled.config.mesh.policy,
+            compiled.section,
+            compiled.model.remat,
+        )
+
+
 def data_lines(config: TrainConfig, data: Inputs, ids: Sequence[int]) -> list[str]:
     """Returns lines about a run's data: images per split, and classes with their ids.
 

@@ -2,7 +2,8 @@
 
 What the forward pass keeps is read off the shapes of its derivative. A compiler fuses operations
 and frees arrays early, and needs room of its own: its figure may be smaller or larger by half
-(docs/guides/scale.md has the ratios that were measured). `perf.aot` asks the compiler itself.
+(docs/guides/scale.md has the ratios that were measured). `perf.aot` asks the compiler itself, and
+`memory_rule` chooses by the estimate.
 """
 
 import dataclasses
@@ -16,10 +17,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.devices import sharding
+from var_jax.devices import gathering, sharding, target
 from var_jax.objectives.base import Objective
 from var_jax.ops import attention
-from var_jax.perf import aot
 from var_jax.sampling import batch_size
 from var_jax.train import trainable
 
@@ -36,7 +36,8 @@ class TrainingMemory:
       frozen: weights that are not trained and that a step uses.
       gradients: those of all trained parameters, of a device's share.
       gathered: whole weights of one block and of the ends of the network, with their gradients,
-        which a mesh gathers from the devices; 0 on one device.
+        which a mesh gathers from the devices, and under "zero1" the whole weights of all blocks; 0
+        on one device.
       residuals: by policy of rematerialization, what the forward pass keeps of an image for the
         backward pass.
       recomputed: likewise, what the backward pass computes again of an image for one block.
@@ -84,7 +85,11 @@ class TrainingMemory:
 
 
 def of_training(
-    objective: Objective[Any], mesh: Mapping[str, int], platform: str, dtype: str
+    objective: Objective[Any],
+    mesh: Mapping[str, int],
+    platform: str,
+    dtype: str,
+    residuals: Mapping[str, float] | None = None,
 ) -> TrainingMemory:
     """Returns the parts of a training step's memory, for all policies of rematerialization.
 
@@ -92,21 +97,23 @@ def of_training(
 
     Args:
       objective: with the shapes of its frozen weights (`registry.with_frozen_shapes`).
-      mesh: devices along the axes "data" and "model".
+      mesh: devices along each mesh axis.
       platform: of the devices, "tpu", "gpu" or "cpu"; it decides how attention is computed.
       dtype: of activations, "float32" or "bfloat16".
+      residuals: those of the same model on another mesh or under another policy, which are the
+        same, so that nothing is traced.
     """
     objective = _computing_in(objective, dtype, platform)
     model = objective.model
-    data, devices = mesh["data"], mesh["data"] * mesh["model"]
+    data, devices = sharding.batch_parts(mesh), math.prod(mesh.values())
     remat = objective.remat_choices or REMAT_OF_TOKENIZER
-    residuals = _residuals_per_image(objective, remat)
+    residuals = residuals or _residuals_per_image(objective, remat)
     share = _share_of_block(model) / (1 if objective.batch_over_model_axis else mesh["model"])
     return TrainingMemory(
         state=state_bytes(objective, mesh),
         frozen=_bytes(objective.step_frozen()),
         gradients=sum(sharding.bytes_per_device(boxed, mesh) for boxed in _trained(objective)),
-        gathered=_gathered(objective) if devices > 1 else 0.0,
+        gathered=_gathered(objective, mesh) if devices > 1 else 0.0,
         residuals=residuals,
         recomputed={name: (residuals["none"] - residuals[name]) * share for name in remat},
         encoded=_encoded(objective),
@@ -178,6 +185,37 @@ def of_sampling(objective: Objective[Any], mesh: Mapping[str, int], dtype: str) 
     return SamplingMemory(itemsize * numbers, float(batch_size.bytes_per_image(model, rows=2)))
 
 
+def residual_bytes(objective: Objective[Any], remat: str, data: int) -> float:
+    """Returns an upper bound on the bytes of a microbatch's residuals per device.
+
+    Residuals are what the forward pass keeps for the backward pass. Their bytes are computed from
+    shapes, without a compilation, and divided over only the data axis; boolean masks and random
+    keys are left out.
+
+    Args:
+      remat: the policy of rematerialization.
+      data: size of the mesh's data axis.
+    """
+    config = objective.config
+    model = dataclasses.replace(objective.model, remat=remat)
+    objective = objective.with_config(dataclasses.replace(config, **{objective.section: model}))
+    rows = config.batch_size // config.microbatches
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *image.shape), image.dtype)
+        for name, image in objective.batch_shapes().items()
+    }
+
+    def residuals(params, frozen, batch):
+        rng = jax.random.key(0)
+        return jax.vjp(lambda p: objective.loss(p, frozen, batch, rng)[0], params)[1]
+
+    params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    with target.tracing_for_other_devices():
+        leaves = jax.tree.leaves(jax.eval_shape(residuals, params, objective.frozen, batch))
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers) / data
+
+
 def _computing_in(objective: Objective[Any], dtype: str, platform: str) -> Objective[Any]:
     """Returns the objective with another dtype, and with the attention that the platform has.
 
@@ -199,7 +237,7 @@ def _residuals_per_image(objective: Objective[Any], remat: tuple[str, ...]) -> d
 
     def of_batch(name: str, images: int) -> float:
         config = dataclasses.replace(objective.config, batch_size=images, microbatches=1)
-        return aot.residual_bytes(objective.with_config(config), name, data=1)
+        return residual_bytes(objective.with_config(config), name, data=1)
 
     two = {name: of_batch(name, 2) for name in remat}
     # The weights among the residuals are those of the state, and are the same for any policy.
@@ -232,13 +270,20 @@ def _moved(objective: Objective[Any], boxed: Any) -> list[Any]:
     return [leaf for path, leaf in flatten_dict(boxed).items() if chosen is None or chosen[path]]
 
 
-def _gathered(objective: Objective[Any]) -> float:
-    """Returns the bytes of a block's and the ends' weights, and of their gradients."""
+def _gathered(objective: Objective[Any], mesh: Mapping[str, int]) -> float:
+    """Returns the bytes of whole weights: a block's and the ends', and their gradients.
+
+    Where whole weights stay until the backward pass, those of all blocks count.
+    """
     model, params = objective.model, nn.meta.unbox(_trained(objective)[0])
     blocks = _count(params.get("blocks", {}))
     of_block = blocks / model.depth if isinstance(model, TransformerConfig) else blocks
     itemsize = jnp.dtype(model.dtype).itemsize + FLOAT32_BYTES
-    return float((_count(params) - blocks + of_block) * itemsize)
+    at_once = float((_count(params) - blocks + of_block) * itemsize)
+    if objective.config.mesh.policy != "zero1":
+        return at_once
+    weights = gathering.gathered_numbers(_trained(objective)[0], mesh)
+    return at_once + weights * jnp.dtype(model.dtype).itemsize
 
 
 def _encoded(objective: Objective[Any]) -> float:

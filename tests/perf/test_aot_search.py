@@ -1,0 +1,156 @@
+"""The search for settings: what is tried, in which order, what is left out, and what is kept."""
+
+import json
+
+import pytest
+
+from helpers import small
+from var_jax.cli.main import main
+from var_jax.errors import UserError
+from var_jax.objectives import registry
+from var_jax.perf import aot_search, tpu_slices
+
+pytest.importorskip(
+    "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
+)
+
+CONFIG = small.train_config("transformer", "", batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def tpu_slice():
+    return tpu_slices.named("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def candidates(tpu_slice):
+    return aot_search.candidates(registry.with_frozen_shapes(CONFIG), tpu_slice)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Candidates that were compiled; each takes 1.5 times its least time, and fits if it
+    recomputes something."""
+    done = []
+
+    def measure(objective, candidate, tpu_slice):
+        done.append(candidate)
+        fits = candidate.remat != "none"
+        seconds = 1.5 * candidate.seconds
+        return {
+            "fits": fits,
+            "peak_bytes": 1.0,
+            "step_seconds_exposed": seconds,
+            "mfu_bound": 0.5,
+            "mfu_bound_exposed": 0.4,
+            "mesh": {"data": candidate.mesh["data"], "model": candidate.mesh["model"]},
+            "remat": candidate.remat,
+            "overrides": candidate.overrides("transformer"),
+        }
+
+    monkeypatch.setattr(aot_search, "_compiled", measure)
+    return done
+
+
+def search(tpu_slice, **options):
+    printed = []
+    options = {"most": 100, **options}
+    return aot_search.search(CONFIG, tpu_slice, printed.append, **options), printed
+
+
+def test_candidates_are_ordered_and_differ_in_every_setting(candidates):
+    """All settings that a search may change are among them, each once, the least time first."""
+    assert [one.seconds for one in candidates] == sorted(one.seconds for one in candidates)
+    overrides = [json.dumps(one.overrides("transformer")) for one in candidates]
+    assert len(set(overrides)) == len(overrides)
+    assert {one.mesh["policy"] for one in candidates} == {"fsdp", "hsdp", "zero1"}
+    assert {one.remat for one in candidates} == {"none", "dots", "full"}
+    assert {one.microbatches for one in candidates} == {1, 2}
+    assert {one.mesh["model"] for one in candidates} == {1, 2}
+
+
+def test_candidates_cost_more_where_more_is_moved_or_computed(candidates):
+    """Gathering in both passes, two microbatches and full rematerialization each need more time
+    than what they are compared with."""
+    by = {
+        (c.mesh["policy"], c.mesh["model"], c.remat, c.microbatches): c.seconds for c in candidates
+    }
+    base = by["zero1", 1, "dots", 1]
+    assert by["hsdp", 1, "dots", 1] > base
+    assert by["zero1", 1, "dots", 2] > base
+    assert by["zero1", 1, "full", 1] >= base
+
+
+def test_search_stops_where_no_candidate_can_be_better(tpu_slice, candidates, compiled):
+    """A candidate whose least time exceeds the best bound of a program is not compiled; the best
+    that fits is reported, with its settings."""
+    figures, printed = search(tpu_slice)
+    best = min(1.5 * c.seconds for c in compiled if c.remat != "none")
+    assert 1 < len(compiled) < len(candidates)
+    assert candidates[len(compiled)].seconds >= best > candidates[len(compiled) - 1].seconds
+    assert figures["step_seconds_exposed"] == best and figures["fits"]
+    assert figures["overrides"]["transformer.remat"] != "none"
+    assert len(figures["searched"]) == len(compiled)
+    assert printed[-1] == "no other candidate can have a shorter bound"
+    assert "s per program" in printed[1] and "min left" in printed[1]
+    lines = aot_search.lines(figures)
+    assert f"--config.mesh.policy={figures['overrides']['mesh.policy']}" in lines[-1]
+
+
+def test_search_compiles_at_most_so_many_programs(tpu_slice, compiled):
+    """A limit ends it, and says so."""
+    _, printed = search(tpu_slice, most=2)
+    assert len(compiled) == 2 and "--compilations" in printed[-1]
+
+
+def test_search_goes_on_from_what_it_has_tried(tpu_slice, compiled, tmp_path):
+    """The figures of a search that was stopped are read; those of another config are not."""
+    from etils import epath
+
+    tried = epath.Path(tmp_path / "a.tried")
+    first, _ = search(tpu_slice, most=2, tried=tried)
+    again, _ = search(tpu_slice, most=2, tried=tried)
+    assert len(compiled) == 2 and again == first
+    search(tpu_slice, most=3, tried=tried)
+    assert len(compiled) == 3
+    other = small.train_config("transformer", "", batch_size=32)
+    aot_search.search(other, tpu_slice, print, most=2, tried=tried)
+    assert len(compiled) == 5
+
+
+def test_search_refuses_a_slice_that_nothing_fits(tpu_slice, compiled):
+    """Here the first candidate recomputes nothing."""
+    with pytest.raises(UserError, match=r"none of 1 compiled candidates fits v5e:2x2"):
+        search(tpu_slice, most=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--search", "--step", "sample"], "--search is given; it must be used with --step train"),
+        (["--compilations", "3"], "--compilations is 3; it must be given with --search"),
+        (["--search", "--compilations", "0"], "--compilations is 0; it must be at least 1"),
+    ],
+)
+def test_aot_refuses_options_that_do_not_go_together(tmp_path, capsys, options, message):
+    """Each is refused in one line before anything is compiled."""
+    (tmp_path / "config.py").write_text(small.CONFIG_FILE)
+    command = ["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", *options]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_aot_search_writes_overrides_that_give_the_same_program(tmp_path, capsys):
+    """The settings that the search proposes, given to the command, compile to the same bounds."""
+    (tmp_path / "config.py").write_text(small.CONFIG_FILE)
+    command = ["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2"]
+    command += ["--config.batch_size=16", "--json"]
+    assert main([*command, str(tmp_path / "a.json"), "--search", "--compilations", "2"]) == 0
+    assert "the best 2 of 2 compiled candidates" in capsys.readouterr().out
+    best = json.loads((tmp_path / "a.json").read_text())
+    flags = [f"--config.{key}={value}" for key, value in best["overrides"].items()]
+    assert main([*command, str(tmp_path / "b.json"), *flags]) == 0
+    compiled_again = json.loads((tmp_path / "b.json").read_text())
+    for key in ("mesh", "policy", "remat", "peak_bytes", "step_seconds_exposed", "collectives"):
+        assert compiled_again[key] == best[key], key
