@@ -4,7 +4,8 @@ It reports whether the step fits into the chips' memory, and the highest speed t
 
 It needs no TPU, no data and no weights, but the TPU compiler: pip install 'var-jax[aot]'. If
 tokenizer_dir is given, the sizes of that tokenizer count. The exit code is 0 if the step fits, and
-1 if it does not.
+1 if it does not. With --topology here the train step is compiled for the devices of this machine.
+With --save it is kept for `var-jax train --executable`, which then does not compile it.
 
 --search tries settings that change no result but how fast a step can be. With --json F, the
 programs that it has compiled are kept in F.tried, and the same command goes on from there.
@@ -13,11 +14,13 @@ example:
   var-jax aot --config configs/imagenet256.py:d16 --topology v5e:16x16 --json d16.json
   var-jax aot --config configs/imagenet256.py:d30 --topology v5p:4x4x8 --step sample --json d30.json
   var-jax aot --config configs/imagenet256.py:d24 --topology v6e:16x16 --search --json d24.json
+  var-jax aot --config configs/digits.py:d2 --topology here --save d2.executable
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -36,6 +39,9 @@ from var_jax.config.train import TrainConfig
 from var_jax.io import atomic
 
 if TYPE_CHECKING:
+    import jax
+
+    from var_jax.perf import aot
     from var_jax.perf.tpu_slices import Slice
 
 COMPILATIONS = 8  # of a search, by default
@@ -49,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         required=True,
         metavar="CHIP:SHAPE",
         help="TPU slice: a chip (v5e, v5p, v6e, tpu7x) and the slice's shape in chips, such as "
-        "v5e:2x2, v5e:16x16 or v5p:4x4x8",
+        "v5e:2x2, v5e:16x16 or v5p:4x4x8; or here: the devices of this machine",
     )
     parser.add_argument(
         "--step",
@@ -74,36 +80,65 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="with --search: the largest number of programs to compile (default 8)",
     )
     parser.add_argument("--json", metavar="F", help="also write the figures to this file")
+    parser.add_argument(
+        "--save",
+        metavar="F",
+        help="write the compiled train step to this file, if it fits, for `var-jax train "
+        "--executable F` on these devices with the same versions and settings",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    import jax
-
-    # Nothing runs; a TPU of this host must not be taken. Reading a config may use JAX already.
-    jax.config.update("jax_platforms", "cpu")
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
     require(not args.search or args.step == "train", "--search", "given", "used with --step train")
     most = args.compilations
     require(most is None or args.search, "--compilations", most, "given with --search")
     require(most is None or most >= 1, "--compilations", most, "at least 1")
     require_existing_directory("--json", args.json)
-    config = read_sized_config(args.config, args.overrides)
-    # Each program is compiled anew, because the compile time is part of the report.
-    jax.config.update("jax_enable_compilation_cache", False)
-    from var_jax.perf import aot_lines, aot_report, tpu_slices
+    require_existing_directory("--save", args.save)
+    local = args.topology == "here"
+    require(
+        args.step == "train" or not (local or args.save),
+        "--step",
+        args.step,
+        "train with --save or --topology here",
+    )
+    require(
+        not args.search or not (local or args.save),
+        "--search",
+        "given",
+        "used without --save and --topology here; save the step with the settings that it names",
+    )
+    import jax
 
-    tpu_slice = tpu_slices.named(args.topology)
-    devices = len(tpu_slice.devices)
-    if args.search:
+    if not local:
+        # Nothing runs; a TPU of this host must not be taken. Reading a config may use JAX already.
+        jax.config.update("jax_platforms", "cpu")
+    # Each program is compiled anew: the compile time is part of the report, and on a CPU a program
+    # that was read from the cache cannot be saved.
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = read_sized_config(args.config, args.overrides)
+    from var_jax.perf import aot_lines, aot_report, attached, tpu_slices
+
+    tpu_slice = None if local else tpu_slices.named(args.topology)
+    if args.search and tpu_slice is not None:
         return _search(args, config, tpu_slice)
+    named = "one machine" if local else args.topology
+    devices = jax.device_count() if tpu_slice is None else len(tpu_slice.devices)
+    keep = functools.partial(_save, args.save, named) if args.save else None
     with long_work.reported(
         f"compiling the {args.step} step of the {config.stage} of {args.config} for {devices} "
-        f"devices of {args.topology}, which takes minutes for a large model"
+        f"devices of {named}, which takes minutes for a large model"
     ):
-        figures = aot_report.report(config, tpu_slice, args.step, args.images)
-    print("\n".join(aot_lines.lines(figures)))
+        if tpu_slice is None:
+            figures = attached.report(config, keep)
+        else:
+            figures = aot_report.report(config, tpu_slice, args.step, args.images, keep=keep)
+    print("\n".join((aot_lines if tpu_slice else attached).lines(figures)))
+    if args.save and figures.get("fits", True):
+        print(f"saved     {args.save}")
     _write(args.json, figures)
-    return 0 if figures["fits"] else 1
+    return 0 if figures.get("fits", True) else 1
 
 
 def _search(args: argparse.Namespace, config: TrainConfig, tpu_slice: Slice) -> int:
@@ -130,3 +165,9 @@ def _write(path: str | None, figures: Mapping[str, Any]):
     """Writes figures to the file that an option names, if it does."""
     if path:
         atomic.save(epath.Path(path), json.dumps(figures, indent=1), "the figures")
+
+
+def _save(path: str, devices: str, step: aot.Step, compiled: jax.stages.Compiled):
+    from var_jax.train import saved_step
+
+    saved_step.save(path, compiled, step.objective.config, step.mesh, devices)

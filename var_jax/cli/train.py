@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         metavar="STEP:COUNT",
         help="trace COUNT steps from STEP on into DIR/profile, for TensorBoard or Perfetto",
     )
+    parser.add_argument(
+        "--executable",
+        metavar="F",
+        help="take the compiled step that `var-jax aot --save F` wrote for these devices, versions "
+        "and settings, in place of compiling it; load no file of a writer whom you do not trust: "
+        "it is machine code",
+    )
     hosts = parser.add_argument_group("several processes")
     hosts.add_argument(
         "--coordinator", metavar="HOST:PORT", help="address at which process 0 listens"
@@ -104,6 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         window,
         started=goodput.process_start(),
         command=args.command_line,
+        executable=args.executable,
     )
     if jax.process_index() == 0:
         file, flags = args.config, args.overrides

@@ -1,6 +1,7 @@
 """Options of XLA's compiler for programs on a CPU."""
 
 import functools
+import os
 
 import jax
 from jax.sharding import Mesh
@@ -8,6 +9,9 @@ from jax.sharding import Mesh
 # XLA's CPU compiler gives products of matrices to YNNPACK, which does 76 GFLOP/s on a core where
 # Eigen does 100 (AVX-512, the shapes of d16), and sums to it too, which it does best.
 OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+# LLVM's first level of optimization: a third of the time of its last one for programs that draw
+# random numbers, which are as fast then and give the same bits.
+RUN_ONCE = {"xla_backend_optimization_level": 1}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
@@ -19,6 +23,15 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     if mesh.size > 1 or devices[0].platform != "cpu":
         return None
     return OPTIONS if _is_known() else None
+
+
+def options_of_run_once(mesh: Mesh) -> dict[str, int] | None:
+    """Returns the options of `jax.jit` for a program that takes longer to compile than to run.
+
+    None stands for the compiler's own options, among them those of XLA_FLAGS, which come first.
+    """
+    chosen = any(name in os.environ.get("XLA_FLAGS", "") for name in RUN_ONCE)
+    return RUN_ONCE if mesh.devices.flat[0].platform == "cpu" and not chosen else None
 
 
 @functools.cache

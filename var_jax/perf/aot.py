@@ -32,6 +32,7 @@ class Step:
     """A lowered step.
 
     Attributes:
+      objective: the objective whose step it is, with settings in place of "auto".
       lowered: the program.
       mesh: the mesh that it is lowered for.
       images: images per step, over all devices.
@@ -40,6 +41,7 @@ class Step:
         (`mesh_choice`).
     """
 
+    objective: Objective[Any]
     lowered: jax.stages.Lowered
     mesh: Mesh
     images: int
@@ -62,7 +64,7 @@ def lower_train_step(objective: Objective[Any], choice: mesh_choice.Choice) -> S
     idle_keys.refuse(objective.config)
     mesh, replicated_bytes = choice
     program = Program(objective, mesh)
-    frozen = jax.eval_shape(lambda weights: weights, objective.frozen)
+    frozen = jax.eval_shape(lambda weights: weights, objective.step_frozen())
     with jax.set_mesh(mesh):
         lowered = program.step().lower(
             program.abstract_state(),
@@ -71,7 +73,7 @@ def lower_train_step(objective: Objective[Any], choice: mesh_choice.Choice) -> S
         )
     images = objective.config.batch_size
     step_flops = objective.flops_per_image() * images
-    return Step(lowered, mesh, images, step_flops, replicated_bytes)
+    return Step(program.objective, lowered, mesh, images, step_flops, replicated_bytes)
 
 
 def lower_sampling(objective: Objective[Any], tpu_slice: Slice, images: int | None = None) -> Step:
@@ -107,7 +109,23 @@ def lower_sampling(objective: Objective[Any], tpu_slice: Slice, images: int | No
     with jax.set_mesh(mesh):
         lowered = sampler.program.lower(model, prepared.compiled, params, labels, keys, traced)
     image_flops = sampler.generation_flops(model, prepared) + flops.decode_flops(config.tokenizer)
-    return Step(lowered, mesh, images, images * image_flops)
+    return Step(objective, lowered, mesh, images, images * image_flops)
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """Returns the bytes on one device by kind.
+
+    They are those of arguments, results that do not reuse arguments, temporaries, code, and their
+    sum.
+    """
+    stats = compiled.memory_analysis()
+    parts = {
+        "argument_bytes": stats.argument_size_in_bytes,
+        "output_bytes": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "temporary_bytes": stats.temp_size_in_bytes,
+        "code_bytes": stats.generated_code_size_in_bytes,
+    }
+    return {**parts, "peak_bytes": sum(parts.values())}
 
 
 def _abstract_like(tree: Any, array_sharding: NamedSharding) -> Any:

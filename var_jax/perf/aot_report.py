@@ -3,6 +3,7 @@
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,11 +25,17 @@ OVERLAP = (
     "hidden, half is added"
 )
 REDUCTIONS = ("all-reduce", "reduce-scatter")
+Keep = Callable[[Step, jax.stages.Compiled], None]
 SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def report(
-    config: TrainConfig, tpu_slice: Slice, what: str, images: int | None = None
+    config: TrainConfig,
+    tpu_slice: Slice,
+    what: str,
+    images: int | None = None,
+    *,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Compiles a step and returns its memory, work and time bounds.
 
@@ -36,6 +43,8 @@ def report(
     to "auto" are those of `memory_rule`; if their program does not fit, those that take least
     memory are compiled in their place.
 
+    Args:
+      keep: called with the step and its compiled program, if it fits.
     Returns:
       plain values for JSON. Bytes are per device, `flops` over all devices; times are lower bounds,
       in seconds.
@@ -48,7 +57,7 @@ def report(
     choice = mesh_choice.choose(objective, tpu_slice.devices)
     for one in memory_rule.choices(objective, choice.mesh):
         step = aot.lower_train_step(one, choice)
-        figures = measure(step, one.config, tpu_slice, what) | one.report()
+        figures = measure(step, one.config, tpu_slice, what, keep=keep) | one.report()
         if figures["fits"]:
             break
     if one.remat_choices:
@@ -57,9 +66,17 @@ def report(
 
 
 def measure(
-    step: Step, config: TrainConfig, tpu_slice: Slice, what: str = "train"
+    step: Step,
+    config: TrainConfig,
+    tpu_slice: Slice,
+    what: str = "train",
+    *,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
-    """Compiles a lowered step and returns its figures, without those that compare policies."""
+    """Compiles a lowered step and returns its figures, without those that compare policies.
+
+    If the step fits, `keep` is called with it and its compiled program.
+    """
     is_training = what == "train"
     figures: dict[str, Any] = {
         "topology": tpu_slice.name,
@@ -90,27 +107,13 @@ def measure(
         "compile_cpu_seconds": time.process_time() - start_cpu,
     }
     if compiled is not None:
-        figures |= memory(compiled)
+        figures |= aot.memory(compiled)
         figures["fits"] = figures["peak_bytes"] <= tpu_slice.chip.hbm_bytes
         figures |= _times(step, hlo.Program(compiled.as_text()), tpu_slice, _kernel_share(config))
         _schedule(figures, config)
+        if keep is not None and figures["fits"]:
+            keep(step, compiled)
     return figures
-
-
-def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Returns the bytes on one device by kind.
-
-    They are those of arguments, results that do not reuse arguments, temporaries, code, and their
-    sum.
-    """
-    stats = compiled.memory_analysis()
-    parts = {
-        "argument_bytes": stats.argument_size_in_bytes,
-        "output_bytes": stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        "temporary_bytes": stats.temp_size_in_bytes,
-        "code_bytes": stats.generated_code_size_in_bytes,
-    }
-    return {**parts, "peak_bytes": sum(parts.values())}
 
 
 def _times(

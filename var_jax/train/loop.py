@@ -30,6 +30,7 @@ from var_jax.train import (
     mesh_choice,
     resolve,
     resume,
+    saved_step,
     spikes,
     terminal_messages,
     wandb_board,
@@ -59,6 +60,7 @@ def train(
     *,
     started: float | None = None,
     command: str | None = None,
+    executable: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Trains one stage to `config.steps` in a workdir, and resumes a run that is there.
 
@@ -67,6 +69,7 @@ def train(
       profile: first step and number of steps to trace.
       started: when this start of the run began, in seconds since 1970; by default now.
       command: the command line that trains, for the record in meta.json.
+      executable: file of the compiled step (`saved_step`), in place of compiling it.
     Returns:
       the last evaluation's metrics.
     Raises:
@@ -87,7 +90,7 @@ def train(
         objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
         host_agreement.require_same_config(objective.config)
         host_agreement.require_same_weights("the frozen networks", objective.frozen)
-        return _train(objective, directory, profile, goodput, command)
+        return _train(objective, directory, profile, goodput, command, executable=executable)
 
 
 def _train(
@@ -96,6 +99,8 @@ def _train(
     profile: tuple[int, int] | None,
     goodput: Goodput,
     command: str | None,
+    *,
+    executable: epath.PathLike | None,
 ) -> dict[str, Any]:
     """Trains an objective whose config is resolved; see `train`."""
     config = objective.config
@@ -108,6 +113,8 @@ def _train(
         frozen = objective.step_frozen()
         frozen = sharding.place(frozen, objective.frozen_shardings(frozen, mesh))
         program = Program(objective, mesh)
+        if executable is not None:
+            multihost.run_on_all(lambda: saved_step.load(executable, program, frozen))
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
         data = multihost.run_on_all(lambda: Inputs(objective, frozen, rows, read_kept(directory)))

@@ -55,6 +55,7 @@ class Program:
         objective = memory_rule.resolve(objective, mesh)
         self.objective = objective
         self._numbers = RunNumbers(np.uint32(config.seed), numbers_of(objective))
+        self._saved: SharedStep | None = None
         self._factory = StateFactory(objective, make_optimizers(objective), mesh)
         self.abstract, self.shardings = self._factory.abstract, self._factory.shardings
         self.rows = sharding.batch_sharding(mesh)
@@ -70,8 +71,25 @@ class Program:
         Without `done`, it is the variant with all parts of the run active. The state is donated.
         Each variant is compiled on first use.
         """
-        objective = self.objective
-        return self._compiled(objective.last_variant() if done is None else objective.variant(done))
+        last = self.objective.last_variant()
+        variant = last if done is None else self.objective.variant(done)
+        if self._saved is not None and variant == last:
+            return self._saved
+        return self._compiled(variant)
+
+    def use(self, compiled: jax.stages.Compiled):
+        """Makes a compiled step that of the last variant, which is not compiled again then."""
+        names = tuple(self.objective.batch_shapes())
+
+        def run(state, batch, frozen, numbers: RunNumbers):
+            # Unlike a function to be traced, it takes no array that it has no use for.
+            return compiled(state, {name: batch[name] for name in names}, frozen, numbers)
+
+        self._saved = SharedStep(run, self._numbers, self.replicated)
+
+    def arguments(self, frozen: object) -> tuple[Any, ...]:
+        """Returns the compiled step's arguments, as shapes or numbers, with `frozen` among them."""
+        return self.abstract_state(), self.abstract_batch(), frozen, self._numbers
 
     def abstract_state(self) -> TrainState:
         """Returns shapes, dtypes and shardings of the state.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from var_jax.devices import sharding
+from var_jax.devices import cpu_compiler, sharding
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import TRAINED, TrainState
 from var_jax.train import spikes
@@ -35,6 +35,7 @@ class StateFactory:
         self._objective, self._optimizers = objective, optimizers
         self._key = jax.random.key(objective.config.seed)
         self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._options = cpu_compiler.options_of_run_once(mesh)
         key = jax.random.key(0)
         self.abstract = jax.eval_shape(self._fresh, key)
 
@@ -54,9 +55,17 @@ class StateFactory:
     def first_state(self, start: Any = None) -> TrainState:
         """Returns a sharded state at step 0, from fresh parameters or from `start`."""
         if start is None:
-            return jax.jit(self._fresh, out_shardings=self.shardings)(self._key)
+            jitted = jax.jit(
+                self._fresh, out_shardings=self.shardings, compiler_options=self._options
+            )
+            return jitted(self._key)
         start = sharding.place(start, self.shardings.params)
-        jitted = jax.jit(self._from_params, out_shardings=self.shardings, donate_argnums=0)
+        jitted = jax.jit(
+            self._from_params,
+            out_shardings=self.shardings,
+            donate_argnums=0,
+            compiler_options=self._options,
+        )
         return jitted(start, self._key)
 
     def _of_optimizer(self, name: str, opt_state: Any, params: Any) -> Any:

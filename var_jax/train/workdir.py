@@ -109,7 +109,7 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
         # Keys that the file does not have yet have their defaults.
         earlier = build(TrainConfig, read_object(path), str(path))
         # Keys of the other stage, which runs could have before they were refused, do not count.
-        runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, earlier)]
+        runs = [plain(idle_keys.reset(in_steps(_at_one_place(run)))) for run in (config, earlier)]
         resumable = RESUMABLE + ("data.source_dir",) * _keeps_content(directory)
         other = [d for d in differences(*runs) if not d.startswith(resumable)]
         if other:
@@ -137,7 +137,7 @@ def _at_one_place(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source_dir=place))
 
 
-def _in_steps(config: TrainConfig) -> TrainConfig:
+def in_steps(config: TrainConfig) -> TrainConfig:
     """Returns the run with shares of its length turned into numbers of steps.
 
     A run that is made longer must not lose a discriminator, nor the size of its images, for that.

@@ -1,0 +1,38 @@
+"""Options of the compiler for programs on a CPU."""
+
+import jax
+import numpy as np
+
+from var_jax.config.train import MeshConfig
+from var_jax.devices import cpu_compiler
+from var_jax.devices.mesh import make_mesh
+
+
+def test_options_of_run_once_give_the_same_bits(monkeypatch):
+    """Weights that are drawn by a program of the lower level of optimization are those of the
+    highest one, bit by bit: a run begins as it did in earlier versions."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # JAX has read it by now
+    options = cpu_compiler.options_of_run_once(mesh)
+
+    def draw(key):
+        keys = jax.random.split(key, 3)
+        return (
+            0.02 * jax.random.normal(keys[0], (3, 65)),
+            jax.random.truncated_normal(keys[1], -2, 2, (129,)) * 0.1,
+            jax.random.uniform(keys[2], (5, 7, 3), minval=-0.3, maxval=0.3),
+        )
+
+    lowered = jax.jit(draw).lower(jax.random.key(3))
+    highest = dict.fromkeys(cpu_compiler.RUN_ONCE, 3)
+    results = [
+        lowered.compile(compiler_options=some)(jax.random.key(3)) for some in (options, highest)
+    ]
+    assert options and all(np.array_equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_options_of_run_once_leave_a_level_of_the_user(monkeypatch):
+    """XLA_FLAGS that choose the level of optimization stay as they are."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    assert cpu_compiler.options_of_run_once(mesh) is None
