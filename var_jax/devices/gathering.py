@@ -105,7 +105,7 @@ class Gather:
 
 
 def gathered_numbers(boxed: Any, mesh: Mapping[str, int]) -> float:
-    """Returns how many numbers a device holds of all weights that products gather.
+    """Returns how many of all numbers of the weights that products gather lie on one device.
 
     Args:
       boxed: parameters with logical axis names, abstract or real.
