@@ -20,9 +20,8 @@ cooldown. All of its images are different ones up to a budget of one epoch, 60,0
   cost      measured: sizes, 105 minutes on two cores that other work shared (1.3e14 FLOPs); FLOPs
             of rates, by --dry-run: 2.6e13
   expected  measured, held-out loss 2.496 + 60.8 N^-0.335 at 51,200 images
-            (docs/results/scaling_fashion_long/fit.json, from `var-jax fit`); the best rate at a
-            batch of 16, 509 N^-0.544 D^-0.290 for N parameters and D tokens. rates at batches of 8
-            and 32: not measured
+            (docs/results/scaling_fashion_long/fit.json, from `var-jax fit`); the best rate is
+            139 N^-0.551 D^-0.309 B^0.598 for N parameters, D tokens and B images per step
 """
 
 from ml_collections import config_dict

@@ -136,6 +136,10 @@ def test_sample_names_why_a_law_is_refused():
     x, y, _ = joint(shape=(6, 2))
     with pytest.raises(select_runs.Refused, match="2 different tokens"):
         analyzed(x, y, ("params", "tokens"))
+    x, y, _ = single(runs=8)
+    x = np.column_stack([x[:, 0], 20 * x[:, 0]])
+    with pytest.raises(select_runs.Refused, match="confounded: params and tokens rise together"):
+        analyzed(x, y, ("params", "tokens"))
 
 
 def test_analyze_names_its_warnings():

@@ -7,6 +7,18 @@ from scaling.planted import joint
 from var_jax.scaling import report, table
 
 
+def test_frontier_without_tokens_says_that_its_noise_is_not_known():
+    """Without tokens there is no joint law that tells how much the runs scatter."""
+    x, y, _ = joint((8, 6), noise=0.01, seed=2)
+    records = [
+        {"run": f"r{i}", "params": n, "compute": 6 * n * d, "loss": loss}
+        for i, ((n, d), loss) in enumerate(zip(x, y, strict=True))
+    ]
+    result, _ = report.fit_table(table.build(records), resamples=0, forms="none")
+    notes = result["laws"]["loss~compute"]["warnings"]
+    assert any(note.startswith("frontier-noise-unknown") for note in notes)
+
+
 @pytest.mark.parametrize("noise, refused", [(0.001, False), (0.01, True)])
 def test_floor_of_a_noisy_frontier_has_no_interval(noise, refused):
     """Planted sweeps of 48 runs: at 1 % noise, where an interval of E held the truth in three of

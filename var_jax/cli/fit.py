@@ -11,6 +11,7 @@ example:
 
 import argparse
 import math
+from collections.abc import Sequence
 
 from var_jax.errors import UserError
 
@@ -170,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
                 entry["overrides"] = sweep_runs.overrides(
                     epath.Path(args.source), entry["like"], entry["tokens"]
                 )
+    _give_seeds(result.get("next", {}).get("runs", ()))
     report.write(args.out, result, pictures, args.source)
     for line in report_text.terminal_lines(result):
         print(line)
@@ -186,6 +188,18 @@ def _members(config: str, proposed: list[dict]) -> list[dict]:
     planned = plan.expand(sweep_family.read(config), lambda flags: read_config(config, flags), "")
     sizes = [(entry["params"], entry["tokens"]) for entry in proposed]
     return next_members.members(planned, sizes)
+
+
+def _give_seeds(proposed: Sequence[dict]):
+    """Gives each proposed run's overrides a seed of its own.
+
+    Runs of one seed start from the same weights and see images in the same order.
+    """
+    from var_jax.scaling import next_runs
+
+    for number, entry in enumerate(proposed):
+        if "overrides" in entry:
+            entry["overrides"]["seed"] = next_runs.FIRST_SEED + number
 
 
 def _floors(text: str) -> dict[str, float]:

@@ -27,7 +27,7 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
     left_out = "; ".join(f"{count} as {reason}" for reason, count in out.most_common(5))
     more = f"; and {len(out) - 5} more reasons" if len(out) > 5 else ""
     agreeing = min((law["starts_agreeing"] for law in fitted.values()), default=None)
-    starts = "" if agreeing is None else f"; at least {agreeing:.0%} of the starts agree"
+    starts = "" if agreeing is None else f"; {_least(agreeing)} of the starts agree"
     return {
         "form": _per_law(fitted, "form"),
         "runs in": f"{len(set(table.run))} runs in {len(table)} rows; each law names its points",
@@ -42,6 +42,10 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
         "intervals": _per_law(fitted, "interval_method"),
         "held-out error": _holdouts(summaries),
     }
+
+
+def _least(share: float) -> str:
+    return "all" if share == 1 else f"at least {share:.0%}"
 
 
 def _compute(table: Table) -> str:

@@ -67,5 +67,6 @@ def describe(fit: laws.Fit, size: str = "size") -> str:
     if fit.whitening.growth:
         text += f", its standard deviation as {size}^{-fit.whitening.exponent:+.2f}"
     if fit.whitening.is_shared:
-        text += f", {float(fit.whitening.share):.0%} of its variance common to runs of one {size}"
+        share = f"{float(fit.whitening.share):.0%}"
+        text += f", {share} of its variance common to runs of the same {size}"
     return text

@@ -110,7 +110,7 @@ def _sum_published(theta, center):
 FLOOR = Form(
     "floor",
     "E + A x^-alpha",
-    "Hoffmann et al. 2022; the reported law",
+    "Hoffmann et al. 2022; the form of the reported law, here with independent noise",
     ("E", "log A", "alpha"),
     _sum_of_powers,
     _sum_starts,
@@ -120,7 +120,7 @@ FLOOR = Form(
 JOINT = Form(
     "joint",
     "E + A N^-alpha + B D^-beta",
-    "Hoffmann et al. 2022; the reported law",
+    "Hoffmann et al. 2022; the form of the reported law, here with independent noise",
     ("E", "log A", "alpha", "log B", "beta"),
     _sum_of_powers,
     _sum_starts,

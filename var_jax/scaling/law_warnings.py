@@ -105,7 +105,7 @@ def warnings(
     limit = OUTLIER * _robust_deviation(residual, int(np.sum(~likelihood.held)))
     for name in dict.fromkeys(sample.run[residual > max(limit, SMALLEST_OUTLIER)]):
         largest = residual[sample.run == name].max()
-        lines.append(f"outlier: run {name} is {largest:.2%} off the law")
+        lines.append(f"outlier: run {name} is {largest:.2%} off the law by Huber's loss")
     return lines
 
 

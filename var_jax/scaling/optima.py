@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from var_jax.scaling.select_runs import RISE_TOGETHER
 from var_jax.scaling.table import Table
 from var_jax.scaling.tuned_runs import BATCH, BUDGET, RATE, Budget, Setting, budgets, rounded
 
 Array = np.ndarray
 
 NEAR = 5  # points around the best one that the parabola goes through
-RISE_TOGETHER = 0.05  # of a logarithm, within which inputs are a function of each other
 AT_LEAST = 3  # points of a parabola, and different values of an input of a law
 INPUTS_OF_RATE = (("params", "tokens", BATCH), ("compute",))
 INPUTS_OF_BATCH = (("tokens",), ("compute",))

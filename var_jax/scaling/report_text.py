@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.scaling import forms_text, optima_text, solver
+from var_jax.scaling import forms_text, next_runs, optima_text, solver
 
 # What each plot shows, which report.md has below it.
 CAPTIONS = {
@@ -63,7 +63,8 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         error = holdout_text(law) if law.get("holdout") else "-"
         pearson = _format_number(law.get("pearson"))
         name = key.replace("|", chr(92) + "|")
-        lines.append(f"| {name} | {values} | {law['n_runs']} | {error} | {pearson} |")
+        runs = "-" if law["n_runs"] is None else law["n_runs"]
+        lines.append(f"| {name} | {values} | {runs} | {error} | {pearson} |")
     lines += [
         "",
         "Pearson is that of the linearized law and weak evidence: E is chosen to make it large.",
@@ -207,8 +208,9 @@ def next_lines(plan: Mapping) -> list[str]:
     """Returns the next runs, a line each, as overrides for `get_sweep` where they are known."""
     at = ", ".join(f"{name} {value:.4g}" for name, value in plan["target"].items())
     lines = [
-        f"next runs within {plan['budget']:.3g} FLOPs, for {plan['law']} at {at}: its standard "
-        f"error becomes {plan['standard_error_ratio']:.2f} times today's"
+        f"next runs within {plan['budget']:.3g} FLOPs, of up to {next_runs.FARTHER:g} times the "
+        f"longest run's tokens, for {plan['law']} at {at}: its standard error becomes "
+        f"{plan['standard_error_ratio']:.2f} times today's"
     ]
     for run in plan["runs"]:
         text = f"{run['params']:.4g} parameters as run {run['like']}, {run['tokens']:.3g} tokens"

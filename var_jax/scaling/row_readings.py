@@ -60,6 +60,13 @@ def with_phases(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def schedules(records: list[dict[str, Any]]) -> str:
+    """Returns how many runs of a file have which schedule; "" if none names its own."""
+    by_run = {record.get("run"): str(record.get(SCHEDULE) or "").strip() for record in records}
+    named = Counter(name for name in by_run.values() if name)
+    return ", ".join(f"{count} runs {name}" for name, count in named.items())
+
+
 def _progress(record: Mapping) -> float:
     numbers = [cell_number(record.get(name)) for name in PROGRESS]
     return next((number for number in numbers if number == number), 0.0)

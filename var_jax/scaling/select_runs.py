@@ -12,6 +12,7 @@ from var_jax.scaling.table import Table
 MIN_SIZES = 4
 MIN_DECADES = 1.5
 MIN_BUDGETS = 3  # different numbers of tokens in a joint law
+RISE_TOGETHER = 0.05  # of a logarithm, within which inputs are a function of each other
 
 
 class Refused(Exception):
@@ -129,6 +130,12 @@ def _checked(points: Sample) -> Sample:
         raise Refused(
             f"few-runs: {len(points.y)} runs; {parameters + 1} are needed "
             f"for {parameters} parameters"
+        )
+    logs = np.log(points.x / points.x[0])
+    if np.linalg.matrix_rank(logs, tol=RISE_TOGETHER) < len(points.inputs):
+        raise Refused(
+            f"confounded: {' and '.join(points.inputs)} rise together; run sizes at other token "
+            "budgets"
         )
     design = np.column_stack([np.ones(len(points.y)), np.log(points.x)])
     slopes = np.linalg.lstsq(design, np.log(points.y), rcond=None)[0]

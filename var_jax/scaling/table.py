@@ -131,10 +131,11 @@ def read(
     records = _renamed(records, dict(mapping or {}), path)
     if not source.is_dir():
         records = row_readings.with_phases(records)
+    named = row_readings.schedules(records)
     records, reading = row_readings.choose(records, rows, dropped, notes)
     if not records:
         raise UserError(_no_runs(path, dropped))
-    facts = {"rows": reading}
+    facts = {"rows": reading} | ({"schedules": named} if named else {})
     table = build(records, required, text, dropped, notes)
     if source.is_dir():
         facts |= sweep_runs.describe(source, set(table.run))

@@ -42,8 +42,10 @@ METHODS = (REPORTED, TEXTBOOK, UNBIASED, "bootstrap over runs", "BCa")
 class ChiSquare(profile_intervals.Likelihood):
     """A likelihood whose intervals take the chi-square quantile, as if n were large."""
 
-    def rise(self, tails: Float[Array, " k"]) -> Float[Array, " k"]:
-        """Returns half the squared normal quantiles."""
+    def rise(
+        self, tails: Float[Array, " k"], freedom: Float[Array, " k"] | None = None
+    ) -> Float[Array, " k"]:
+        """Returns half the squared normal quantiles, whatever the degrees of freedom."""
         return stats.norm.ppf(1 - tails) ** 2 / 2
 
 
@@ -51,7 +53,9 @@ class ChiSquare(profile_intervals.Likelihood):
 class ChiSquareUnbiased(profile_intervals.Likelihood):
     """The same with the noise variance RSS / (n - p), which is not biased low."""
 
-    def rise(self, tails: Float[Array, " k"]) -> Float[Array, " k"]:
+    def rise(
+        self, tails: Float[Array, " k"], freedom: Float[Array, " k"] | None = None
+    ) -> Float[Array, " k"]:
         """Returns the rises at which the sum of squares has grown by that variance's quantiles."""
         quantiles = stats.norm.ppf(1 - tails)
         return self.runs / 2 * np.log1p(quantiles**2 / self.freedom)
@@ -209,7 +213,17 @@ def main():
         help="with --reported: JSONL file that keeps each law's result, so that a study that was "
         "interrupted goes on where it was",
     )
+    parser.add_argument(
+        "--merge",
+        type=epath.Path,
+        nargs="+",
+        metavar="ROWS",
+        help="measure nothing, and print the table of such files together",
+    )
     args = parser.parse_args()
+    if args.merge:
+        interval_coverage_reported.merge(args.merge)
+        return
     # The index of a study seeds its noise, so that no two studies use the same draws.
     if args.reported:
         first = len(STUDIES) + len(FRONTIERS) if args.reported == "dirty" else 0

@@ -54,6 +54,31 @@ def study(
         print(_line(row), flush=True)
 
 
+def merge(files: Sequence[epath.Path]):
+    """Prints the table of several files' rows together: their sweeps are of different seeds.
+
+    Widths are those of the first file that has them.
+    """
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            parts.setdefault(row["law"], []).append(row)
+    print(HEAD)
+    for law, rows in parts.items():
+        sweeps = [row["sweeps"] for row in rows]
+        computed = next((row for row in rows if row["computed"]), rows[0])
+        shares = {
+            name: float(np.average([row[name] for row in rows], weights=sweeps))
+            for name in ("student", "growth", "shared")
+        }
+        inside = {
+            name: float(np.average([row["inside"][name] for row in rows], weights=sweeps))
+            for name in rows[0]["inside"]
+        }
+        print(_line({**computed, **shares, "law": law, "sweeps": sum(sweeps), "inside": inside}))
+
+
 def measure(
     planted: Planted, sweeps: int, computed: int, seed: Sequence[int]
 ) -> dict[str, float | dict[str, float]]:
