@@ -112,8 +112,9 @@ def add_dtype_argument(parser: argparse.ArgumentParser):
     """Adds the option for the dtype that models compute in."""
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
-        help="type that the models compute in (default: as in their configs)",
+        choices=("float32", "bfloat16", "int8"),
+        help="type that the models compute in (default: as in their configs); int8: bfloat16, with "
+        "the transformer's weight matrices in int8",
     )
 
 

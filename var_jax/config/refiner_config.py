@@ -84,6 +84,6 @@ class RefinerConfig:
             attention="xla",  # tiles of fused kernels are larger than a scale
             remat=model.remat,
             dtype=model.dtype,
-            param_dtype=model.param_dtype,
+            param_dtype=model.float_param_dtype,
             gradient_dtype=model.gradient_dtype,
         )

@@ -7,6 +7,8 @@ from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.strict import require
 
 DType = Literal["float32", "bfloat16"]
+ParamDType = Literal["float32", "bfloat16", "int8"]
+INT8_REST: DType = "bfloat16"  # of the parameters beside those in int8
 Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` defines them
 ObjectiveName = Literal["next_scale", "next_token", "masked", "diffusion"]
 LatentShape = tuple[int, int, int]  # (height, width, channels)
@@ -77,7 +79,8 @@ class TransformerConfig:
         or "auto", in training "dots" where that is estimated to fit, else "full"
         (`train.memory_rule`).
       dtype: dtype of the computation; softmax, norms, logits and loss are always float32.
-      param_dtype: dtype of the stored parameters; float32 if the transformer is trained.
+      param_dtype: dtype of the stored parameters; float32 if the transformer is trained. "int8" is
+        that of the blocks' weight matrices, with bfloat16 for the rest (`models.int8_weights`).
       gradient_dtype: dtype in which gradients of weights are summed over rows and devices;
         "bfloat16" halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect
         where it is float32.
@@ -117,7 +120,7 @@ class TransformerConfig:
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     remat: Literal["none", "full", "dots", "auto"] = "none"
     dtype: DType = "float32"
-    param_dtype: DType = "float32"
+    param_dtype: ParamDType = "float32"
     gradient_dtype: DType = "float32"
 
     def __post_init__(self):
@@ -228,6 +231,11 @@ class TransformerConfig:
             self.pixel_channels,
             "0 or more",
         )
+
+    @property
+    def float_param_dtype(self) -> DType:
+        """The dtype of the stored parameters that are floats."""
+        return INT8_REST if self.param_dtype == "int8" else self.param_dtype
 
     @property
     def sequence(self) -> Scales:

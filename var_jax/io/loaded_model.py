@@ -10,13 +10,15 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from var_jax.config.model import DType, ModelConfig
+from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import require
+from var_jax.config.transformer_config import INT8_REST, ParamDType
 from var_jax.devices import batched
-from var_jax.errors import require_path
+from var_jax.errors import UserError, require_path
 from var_jax.io import hub_download, hub_publish, model_directory, torch_convert
 from var_jax.io.hub_address import is_address
+from var_jax.models import int8_weights
 
 
 class LoadedModel:
@@ -113,6 +115,7 @@ class LoadedModel:
     def save(self, directory):
         """Writes a model directory: `model.json` and one `.safetensors` file per part."""
         require_path(directory, "the model directory")
+        self._require_floats("saving it")
         model_directory.save(epath.Path(directory), self.config, self.params, self.class_names)
 
     def push_to_hub(
@@ -136,6 +139,7 @@ class LoadedModel:
           UserError: the repository's name is of another form, or access is refused.
           RunFailed: the hub cannot be reached.
         """
+        self._require_floats("publishing it")
         return hub_publish.publish(
             repository,
             self.config,
@@ -158,6 +162,7 @@ class LoadedModel:
           with_buffers: whether the published modules' buffers (masks, level ids) are included, so
             that PyTorch loads the dicts strictly.
         """
+        self._require_floats("exporting it")
         return torch_convert.to_torch(self.config, self.params, with_buffers=with_buffers)
 
     def spread(self, devices: Sequence[jax.Device] | None = None) -> Self:
@@ -176,19 +181,34 @@ class LoadedModel:
         params = {"tokenizer": self.params["tokenizer"]}
         return type(self)(ModelConfig(self.config.tokenizer), params, self.class_names)
 
-    def astype(self, dtype: DType) -> Self:
-        """Returns the same model stored and computed in another dtype, "float32" or "bfloat16"."""
-        require(dtype in get_args(DType), "dtype", dtype, " or ".join(get_args(DType)))
+    def astype(self, dtype: ParamDType) -> Self:
+        """Returns the same model stored and computed in another dtype.
+
+        Args:
+          dtype: "float32", "bfloat16", or "int8": the weight matrices of the transformer's blocks
+            in int8, the rest and the computation in bfloat16. Such a model is for sampling alone.
+        Raises:
+          UserError: there is no such dtype, or the model is in int8 or has no transformer for it.
+        """
+        require(dtype in get_args(ParamDType), "dtype", dtype, " or ".join(get_args(ParamDType)))
+        self._require_floats("converting it")
+        if dtype == "int8" and self.config.transformer is None:
+            raise UserError("the model is a tokenizer alone; int8 is for weights of a transformer")
+        floats = INT8_REST if dtype == "int8" else dtype
         parts = {  # a refiner computes as the transformer does
-            name: part and dataclasses.replace(part, dtype=dtype, param_dtype=dtype)
+            name: part and dataclasses.replace(part, dtype=floats, param_dtype=floats)
             for name, part in vars(self.config).items()
             if name != "refiner"
         }
-        other = type(self)(
-            dataclasses.replace(self.config, **parts),
-            jax.tree.map(lambda x: x.astype(dtype), self.params),
-            self.class_names,
-        )
+        params = self.params
+        if dtype == "int8":
+            parts["transformer"] = dataclasses.replace(parts["transformer"], param_dtype=dtype)
+            params = {**params, "transformer": int8_weights.quantized(params["transformer"])}
+            rest = {name: part for name, part in params.items() if name != "transformer"}
+            params |= jax.tree.map(lambda x: x.astype(floats), rest)
+        else:
+            params = jax.tree.map(lambda x: x.astype(floats), params)
+        other = type(self)(dataclasses.replace(self.config, **parts), params, self.class_names)
         other._sharding = self._sharding
         return other
 
@@ -219,6 +239,15 @@ class LoadedModel:
         other = type(self)(ModelConfig(rescaled), {"tokenizer": self.params["tokenizer"]})
         other._sharding = self._sharding
         return other
+
+    def _require_floats(self, purpose: str):
+        """Raises UserError if weights of the model are in int8."""
+        transformer = self.config.transformer
+        if transformer is not None and transformer.param_dtype == "int8":
+            raise UserError(
+                f"the model's weights are in int8, and {purpose} needs those that they were made "
+                "from; take the model that `astype` was called on"
+            )
 
 
 def _pop_items(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:

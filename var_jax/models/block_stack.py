@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 
 from var_jax.config.model import TransformerConfig
 from var_jax.devices import gathering
+from var_jax.models import int8_weights
 from var_jax.models.transformer_block import Block
 from var_jax.ops import attention_splash
 
@@ -36,8 +38,11 @@ def block_stack(config: TransformerConfig) -> nn.Module:
     Call it in a module's `setup`.
     """
     block = Block
+    if config.param_dtype == "int8":
+        to_floats = functools.partial(int8_weights.dequantized, dtype=config.dtype)
+        block = nn.map_variables(Block, "params", trans_in_fn=to_floats)
     if config.remat in REMAT:
-        block = nn.remat(Block, prevent_cse=False, policy=_policy(config.remat))
+        block = nn.remat(block, prevent_cse=False, policy=_policy(config.remat))
     return nn.scan(
         block,
         length=config.depth,

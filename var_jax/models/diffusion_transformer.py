@@ -51,7 +51,7 @@ class DiffusionTransformer(nn.Module):
         c = self.config
         require_from_data("transformer.num_classes", c.num_classes)
         require_from_data("transformer.pixel_channels", c.latent_channels)
-        stored = jnp.dtype(c.param_dtype)
+        stored = jnp.dtype(c.float_param_dtype)
         zero = dataclasses.replace(c, init_adaln=0.0, init_adaln_gamma=0.0)
 
         def statistic(name: str, initial: nn.initializers.Initializer):

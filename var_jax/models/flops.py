@@ -52,6 +52,12 @@ def adaln_weights(config: TransformerConfig) -> int:
     return linears * config.width**2 + head_adaln_weights(config)
 
 
+def block_adaln_weights(config: TransformerConfig) -> int:
+    """Returns the number of weights in AdaLN's linears that are parts of the blocks."""
+    shared = config.shared_adaln or config.class_conditioning == "start_token"
+    return 0 if shared else 6 * config.depth * config.width**2
+
+
 def head_adaln_weights(config: TransformerConfig) -> int:
     """Returns the number of weights in the linears of the AdaLN before the head."""
     return 0 if config.class_conditioning == "start_token" else HEAD_LINEARS * config.width**2

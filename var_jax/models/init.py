@@ -6,6 +6,7 @@ compilation ahead of time, and the table of published weights.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
-from var_jax.models import networks
+from var_jax.models import int8_weights, networks
 from var_jax.models.tokenizer import Tokenizer
 
 
@@ -27,6 +28,9 @@ def init_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> 
     """
     if isinstance(config, TokenizerConfig):
         return Tokenizer(config).init(key, jnp.zeros((1, *config.image_shape)))["params"]
+    if config.param_dtype == "int8":
+        floats = dataclasses.replace(config, param_dtype=config.float_param_dtype)
+        return int8_weights.quantized(init_params(floats, key))
     network = networks.find(config)
     return network.module(config).init(key, *network.example_inputs(config))["params"]
 

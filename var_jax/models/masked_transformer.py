@@ -48,7 +48,7 @@ class MaskedTransformer(nn.Module):
     def setup(self):
         c = self.config
         require_from_data("transformer.num_classes", c.num_classes)
-        stored = jnp.dtype(c.param_dtype)
+        stored = jnp.dtype(c.float_param_dtype)
         normal = nn.initializers.normal(c.init_std)
 
         def table(name: str, rows: int, axis: str):

@@ -59,7 +59,7 @@ class TokenTransformer(nn.Module):
         c = self.config
         require_from_data("transformer.num_classes", c.num_classes)
         self.order = orders.forward(c.order, c.scales.finest)
-        stored = jnp.dtype(c.param_dtype)
+        stored = jnp.dtype(c.float_param_dtype)
         normal = nn.initializers.normal(c.init_std)
 
         def table(name: str, rows: int, axis: str):

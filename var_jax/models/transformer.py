@@ -43,7 +43,7 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         require_from_data("transformer.num_classes", c.num_classes)
-        stored = jnp.dtype(c.param_dtype)
+        stored = jnp.dtype(c.float_param_dtype)
         normal = nn.initializers.normal(c.init_std)
         self.word_embed = Linear((c.width,), ("code", "embed"), c)
 

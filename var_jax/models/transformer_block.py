@@ -98,7 +98,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        stored, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
+        stored, dtype = jnp.dtype(self.config.float_param_dtype), jnp.dtype(self.config.dtype)
         summed = jnp.dtype(self.config.gradient_dtype)
         init = nn.initializers.normal(self.config.init_std * self.init_factor)
         kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
@@ -142,7 +142,7 @@ class Modulation(nn.Module):
             "block": gamma_init(c, c.init_std),
             "head": nn.initializers.normal(c.init_std * c.init_adaln),
         }[self.init]
-        stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
+        stored, dtype = jnp.dtype(c.float_param_dtype), jnp.dtype(c.dtype)
         names = ("condition", "modulation", "modulated")
         kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.n, c.width), names[1:], stored)
@@ -203,7 +203,7 @@ def head_norm(module: nn.Module, config: TransformerConfig) -> Float[Array, "2 w
 
     Call it in the `setup` of a network whose class is only a start token.
     """
-    zeros, stored = nn.initializers.zeros, jnp.dtype(config.param_dtype)
+    zeros, stored = nn.initializers.zeros, jnp.dtype(config.float_param_dtype)
     names = ("modulation", "modulated")
     return parameter(module, "head_norm", zeros, (2, config.width), names, stored)
 
@@ -233,7 +233,7 @@ class Attention(nn.Module):
         """
         c = self.config
         heads, names = (c.heads, c.head_dim), ("heads", "head_dim")
-        stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
+        stored, dtype = jnp.dtype(c.float_param_dtype), jnp.dtype(c.dtype)
         summed = jnp.dtype(c.gradient_dtype)
         zeros = nn.initializers.zeros
 
@@ -334,12 +334,12 @@ class Block(nn.Module):
                 nn.initializers.zeros,
                 (4, c.width),
                 ("modulation", "modulated"),
-                jnp.dtype(c.param_dtype),
+                jnp.dtype(c.float_param_dtype),
             )
             six = jnp.concatenate([jnp.ones((2, c.width)), norms.astype(jnp.float32)])
             modulations = jnp.broadcast_to(six.astype(x.dtype), (len(x), *six.shape))
         elif c.shared_adaln:
-            init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.param_dtype)
+            init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.float_param_dtype)
             offset = parameter(
                 self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), stored
             )

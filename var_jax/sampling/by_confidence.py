@@ -17,7 +17,7 @@ import numpy as np
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.models import flops
+from var_jax.models import flops, int8_weights
 from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import mask_schedule
@@ -245,9 +245,10 @@ class MaskedSampler(ObjectiveSampler):
         They are its weights once per pass (AdaLN's once). Keys and values are not kept.
         """
         c = config.transformer
-        a_pass = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + c.width * c.vocab_size
-        weights = flops.adaln_weights(c) + prepared.compiled.steps * a_pass
-        return jnp.dtype(c.param_dtype).itemsize * weights
+        steps, a_pass = prepared.compiled.steps, c.depth * (4 * c.width**2 + 2 * c.width * c.hidden)
+        adaln = flops.block_adaln_weights(c)
+        elsewhere = flops.adaln_weights(c) - adaln + steps * c.width * c.vocab_size
+        return int8_weights.bytes_of(c, adaln + steps * a_pass, elsewhere)
 
     def network_alone(
         self, config: ModelConfig, prepared: Prepared, weights: dict[str, Any], labels: jax.Array

@@ -12,7 +12,7 @@ import numpy as np
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.models import flops
+from var_jax.models import flops, int8_weights
 from var_jax.models.diffusion_transformer import DiffusionTransformer
 from var_jax.models.latents import decode_latents
 from var_jax.ops import diffusion_solvers, noise_schedule
@@ -208,8 +208,9 @@ class DiffusionSampler(ObjectiveSampler):
         Activations are not counted: they could stay on the chip.
         """
         c = config.transformer
-        weights = flops.param_count(c)["total"] - (c.num_classes + 1) * c.width
-        return jnp.dtype(c.param_dtype).itemsize * weights * _evaluations(prepared)
+        count = flops.param_count(c)
+        elsewhere = count["total"] - count["body"] - (c.num_classes + 1) * c.width
+        return _evaluations(prepared) * int8_weights.bytes_of(c, count["body"], elsewhere)
 
     def network_alone(
         self, config: ModelConfig, prepared: Prepared, weights: dict[str, Any], labels: jax.Array

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.models import flops, refiner
+from var_jax.models import flops, int8_weights, refiner
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import masks
 from var_jax.ops.resize import resize
@@ -70,21 +70,23 @@ class NextScaleSampler(ObjectiveSampler):
         c = config.transformer
         rows = 2 * batch if prepared.guided else batch
         head = flops.head_adaln_weights(c)
-        adaln = flops.adaln_weights(c) - head
+        adaln = flops.block_adaln_weights(c)
         ends = c.width * (c.vocab_size + c.z_channels) + head
-        per_scale = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + ends
+        per_scale = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden)
         spans = (masks.visible(c.scales, c.mask, k) for k in range(len(c.scales)))
         # The tokens of the scale itself are written, the others read.
         touched = sum(span.stop - span.start for span in spans)
-        weights, cached = adaln + len(c.scales) * per_scale, 2 * c.depth * c.width * touched
+        in_blocks = adaln + len(c.scales) * per_scale
+        elsewhere = flops.adaln_weights(c) - adaln - head + len(c.scales) * ends
+        cached = 2 * c.depth * c.width * touched
         if config.refiner is not None:
             r, scales = config.refiner.blocks(c), config.refiner.scales(c)
             a_token = r.depth * (4 * r.width**2 + 2 * r.width * r.hidden) + r.width * c.vocab_size
-            weights += scales.total * a_token + len(scales) * c.width * r.width
+            elsewhere += scales.total * a_token + len(scales) * c.width * r.width
             pairs = sum(n * (n + 1) // 2 for n in scales.lengths)
             cached += 2 * r.depth * r.width * pairs
         return (
-            jnp.dtype(c.param_dtype).itemsize * weights
+            int8_weights.bytes_of(c, in_blocks, elsewhere)
             + jnp.dtype(c.dtype).itemsize * rows * cached
         )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.config.model import ModelConfig
-from var_jax.models import flops
+from var_jax.models import flops, int8_weights
 from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import orders
@@ -167,11 +167,12 @@ class NextTokenSampler(ObjectiveSampler):
         c = config.transformer
         rows = 2 * batch if prepared.guided else batch
         tokens = c.scales.total
-        adaln = flops.adaln_weights(c)
-        a_token = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + c.width * c.vocab_size
+        adaln = flops.block_adaln_weights(c)
+        a_token = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden)
+        elsewhere = flops.adaln_weights(c) - adaln + tokens * c.width * c.vocab_size
         touched = tokens * (tokens + 1) // 2
         return (
-            jnp.dtype(c.param_dtype).itemsize * (adaln + tokens * a_token)
+            int8_weights.bytes_of(c, adaln + tokens * a_token, elsewhere)
             + jnp.dtype(c.dtype).itemsize * 2 * c.depth * c.width * rows * touched
         )
 
