@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scaling.planted import joint
 from var_jax.scaling import frontier, isoflop_bias, laws, losses, select_runs, solver, table
 
 COST = frontier.Cost(np.log(6), 1.0, 0.0)
@@ -65,3 +66,20 @@ def test_minima_without_a_joint_law_are_called_uncorrected():
     result = isoflop_bias.corrected(raw, curves, None, COST)
     assert result["minima"] == raw["minima"]
     assert result["warnings"] == [isoflop_bias.UNCORRECTED]
+
+
+def test_minima_between_the_budgets_of_runs_share_them():
+    """Runs of equal token budgets end at other compute for each size: their minima are read off
+    between them, and a warning says that the exponent's interval takes them for independent."""
+    x, y, _ = joint((8, 6), noise=1e-3, seed=1)
+    rows = [
+        {"run": f"r{i}", "params": n, "tokens": d, "compute": 6 * n * d, "loss": loss}
+        for i, ((n, d), loss) in enumerate(zip(x, y, strict=True))
+    ]
+    curves = frontier.curves(table.build(rows), "loss")
+    between = frontier.isoflop(curves)
+    assert between["interpolated"] and between["exponent"] is not None
+    result = isoflop_bias.corrected(between, curves, None, COST)
+    assert result["warnings"][-1] == isoflop_bias.SHARED_RUNS
+    _, runs = planted(0.35, 0.37, WIDE)
+    assert not frontier.isoflop(frontier.curves(runs, "loss"))["interpolated"]

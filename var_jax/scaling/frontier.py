@@ -213,10 +213,12 @@ def isoflop(curves: list[Curve], at_least: int = 4) -> dict:
     Returns:
       A dict with "minima" (compute, params and loss of each), "refused" (compute and reason),
       "exponent" (that of params against compute with its "ci95", or None with fewer than three
-      minima) and "levels" ((compute, params, loss) of the points at each level).
+      minima), "levels" ((compute, params, loss) of the points at each level) and
+      "interpolated", whether the levels lie between those that runs were trained to.
     """
     minima, refused, levels = [], [], []
-    for compute in _compute_levels(curves):
+    trained = _trained_levels(curves)
+    for compute in trained or _levels_between(curves):
         points = sorted((c.params, float(c.at(np.array([compute]))[0])) for c in curves)
         points = np.array([point for point in points if np.isfinite(point).all()])
         if len(points) < at_least or len(np.unique(points[:, 0])) < at_least:
@@ -254,7 +256,13 @@ def isoflop(curves: list[Curve], at_least: int = 4) -> dict:
                 }
             )
     law = optimal_size_law(minima)
-    return {"minima": minima, "refused": refused, "exponent": law, "levels": levels}
+    return {
+        "minima": minima,
+        "refused": refused,
+        "exponent": law,
+        "levels": levels,
+        "interpolated": not trained,
+    }
 
 
 def optimal_size_law(minima: list[dict]) -> dict | None:
@@ -268,22 +276,30 @@ def optimal_size_law(minima: list[dict]) -> dict | None:
     return {"value": fitted.exponent, "ci95": ends, "A": float(np.exp(fitted.log_a))}
 
 
-def _compute_levels(curves: list[Curve]) -> list[float]:
-    """Returns the compute levels that several sizes were trained to, or a grid over all curves."""
-    if not curves:
-        return []
-    ends = np.sort(np.concatenate([c.compute for c in curves]))
+def _trained_levels(curves: list[Curve]) -> list[float]:
+    """Returns the compute levels that several sizes were trained to; [] with fewer than two."""
+    ends = _ends(curves)
     breaks = np.flatnonzero(np.diff(np.log(ends)) > SAME_LEVEL)
     groups = [
         group
         for group in np.split(ends, breaks + 1)
         if len(group) >= 4 and group[-1] / group[0] < 1 + 2 * SAME_LEVEL
     ]
-    if len(groups) >= 2:
-        return [float(np.exp(np.log(group).mean())) for group in groups]
+    return [float(np.exp(np.log(group).mean())) for group in groups] if len(groups) >= 2 else []
+
+
+def _levels_between(curves: list[Curve]) -> list[float]:
+    """Returns a grid of compute over all curves; [] without any."""
+    ends = _ends(curves)
+    if not len(ends):
+        return []
     low, high = ends[0], ends[-1]
     count = int(np.floor(np.log10(high / low) * LEVELS_PER_DECADE)) + 1
     return [float(c) for c in np.geomspace(low, high, max(count, 2))[1:-1]]
+
+
+def _ends(curves: list[Curve]) -> Float[Array, " n"]:
+    return np.sort(np.concatenate([curve.compute for curve in curves])) if curves else np.zeros(0)
 
 
 @dataclasses.dataclass(frozen=True)

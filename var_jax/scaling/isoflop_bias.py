@@ -22,6 +22,10 @@ UNCORRECTED = (
     "isoflop-uncorrected: no joint law of size and tokens is determined, so the bias of these "
     "minima is not known"
 )
+SHARED_RUNS = (
+    "isoflop-shared-runs: these minima lie at compute between the runs' own and share runs, so the "
+    "exponent's interval, which takes them for independent, is too short"
+)
 MISFIT = (
     "isoflop-uncorrected: the joint law does not describe the runs (lack-of-fit), so the bias of "
     "these minima is not known"
@@ -48,8 +52,9 @@ def corrected(
       cost: training FLOPs per token, or None if they are not known.
       reason: the warning where minima are left as they are for want of a law.
     """
+    notes = [SHARED_RUNS] if iso["interpolated"] and iso["exponent"] else []
     if theta is None or cost is None or cost.slope <= 0:
-        return {**iso, "warnings": [reason] if iso["minima"] else []}
+        return {**iso, "warnings": [reason, *notes] if iso["minima"] else notes}
     of_law = frontier.isoflop([_curve_of_law(curve, theta, cost) for curve in curves])
     minima_of_law = {minimum["compute"]: minimum for minimum in of_law["minima"]}
     minima = []
@@ -69,7 +74,8 @@ def corrected(
     exponent = frontier.optimal_size_law(minima)
     if exponent is not None:
         exponent["parabola"] = iso["exponent"]["value"]
-    return {**iso, "minima": minima, "exponent": exponent, "warnings": _warnings(minima, exponent)}
+    warnings = [*_warnings(minima, exponent), *notes]
+    return {**iso, "minima": minima, "exponent": exponent, "warnings": warnings}
 
 
 def _curve_of_law(curve: Curve, theta: Float[Array, " 5"], cost: Cost) -> Curve:
