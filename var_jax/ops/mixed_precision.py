@@ -100,7 +100,8 @@ class _Axes(NamedTuple):
 
 def _axes(spec: str) -> _Axes:
     terms, result = spec.split("->")
-    return _Axes(*terms.split(","), result)
+    x, kernel = terms.split(",")
+    return _Axes(x, kernel, result)
 
 
 def _input_gradient(spec, cotangent, kernel):
