@@ -118,10 +118,18 @@ def test_search_goes_on_from_what_it_has_tried(tpu_slice, compiled, tmp_path):
     assert len(compiled) == 5
 
 
-def test_search_refuses_a_slice_that_nothing_fits(tpu_slice, compiled):
-    """Here the first candidate recomputes nothing."""
-    with pytest.raises(UserError, match=r"none of 1 compiled candidates fits v5e:2x2"):
-        search(tpu_slice, most=1)
+def test_search_of_a_slice_that_nothing_fits_reports_what_was_compiled(tpu_slice, compiled):
+    """Here the first candidate recomputes nothing. As without a search, the figures say that it
+    does not fit, and the command ends with exit code 1."""
+    figures, _ = search(tpu_slice, most=1)
+    assert not figures["fits"] and [one["fits"] for one in figures["searched"]] == [False]
+
+
+def test_search_of_a_batch_that_no_mesh_divides_says_so(tpu_slice, compiled):
+    """The reason is the batch, and not memory."""
+    config = small.train_config("transformer", "", batch_size=7)
+    with pytest.raises(UserError, match="batch_size is 7"):
+        aot_search.search(config, tpu_slice, print, most=1)
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,15 @@ def chosen(budget: float | None, **settings) -> Settings:
 
 
 def test_choose_takes_the_fastest_settings_that_fit():
-    """With room for all, it is the least rematerialization; with room for the estimate of the next
-    policy of rematerialization and one byte less for the one before, it is that one; and with no
-    room for whole weights, they are gathered in each pass."""
+    """With room for all, weights are gathered once and little is computed again; with no room for
+    whole weights they are gathered in each pass, before the forward pass is computed once more."""
     assert chosen(100 * GIB) == Settings("zero1", "dots")
-    for remat in ("dots", "full"):
-        budget = peak("zero1", remat) / memory_rule.LARGEST_SHARE
-        assert chosen(budget + 1) == Settings("zero1", remat)
-    assert chosen(peak("zero1", "full") / memory_rule.LARGEST_SHARE - 1).policy == "hsdp"
+    settings = [Settings(*one) for one in (("zero1", "dots"), ("hsdp", "dots"), ("hsdp", "full"))]
+    peaks = [peak(*one) for one in settings]
+    assert peaks == sorted(peaks, reverse=True)
+    for one, size in zip(settings, peaks, strict=True):
+        assert chosen(size / memory_rule.LARGEST_SHARE + 1) == one
+    assert peak("zero1", "full") < peaks[0]  # so that the order of the two is a choice
 
 
 def test_choose_leaves_what_the_config_says():

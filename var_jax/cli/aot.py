@@ -36,6 +36,7 @@ from var_jax.cli.args import (
 )
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
+from var_jax.errors import UserError
 from var_jax.io import atomic
 
 if TYPE_CHECKING:
@@ -135,10 +136,14 @@ def run(args: argparse.Namespace) -> int:
         else:
             figures = aot_report.report(config, tpu_slice, args.step, args.images, keep=keep)
     print("\n".join((aot_lines if tpu_slice else attached).lines(figures)))
-    if args.save and figures.get("fits", True):
-        print(f"saved     {args.save}")
     _write(args.json, figures)
-    return 0 if figures.get("fits", True) else 1
+    fits, overrides = figures.get("fits", True), figures.get("overrides", {})
+    if args.save and fits and overrides:
+        flags = " ".join(f"--config.{key}={value}" for key, value in overrides.items())
+        raise UserError(f"nothing is saved, as what auto chooses does not fit; add {flags}")
+    if args.save and fits:
+        print(f"saved     {args.save}")
+    return 0 if fits else 1
 
 
 def _search(args: argparse.Namespace, config: TrainConfig, tpu_slice: Slice) -> int:
@@ -158,7 +163,7 @@ def _search(args: argparse.Namespace, config: TrainConfig, tpu_slice: Slice) -> 
         )
     print("\n".join([*aot_lines.lines(figures), *aot_search.lines(figures)]))
     _write(args.json, figures)
-    return 0
+    return 0 if figures["fits"] else 1
 
 
 def _write(path: str | None, figures: Mapping[str, Any]):

@@ -236,11 +236,11 @@ class MeshConfig:
 
     Attributes:
       policy: where parameters and optimizer state lie (`devices.sharding`). "fsdp": sharded over
-        the data axis, and gathered layer by layer. "zero1": likewise, but the weights of matrix
-        products and convolutions are gathered once per step, in the dtype of the computation, and
-        are whole on every device while the step runs. "hsdp": as "fsdp", within each of
-        `replicas` groups of devices. "auto": "zero1" where memory is estimated to suffice, else
-        "hsdp" (`train.memory_rule`).
+        the data axis, and gathered as the compiler arranges it. "hsdp": the weights of matrix
+        products are gathered in each pass, in the dtype of the computation, and their gradients
+        summed in parts. "zero1": likewise, but they are gathered once per step and kept until the
+        backward pass. Both may have `replicas` groups of devices. "auto": "zero1" where memory is
+        estimated to suffice, else "hsdp" (`train.memory_rule`).
       replicas: into how many groups of devices the data axis is divided, each of which holds a
         whole copy of the state; 1 with "fsdp". 0 for the fewest whose devices divide the model.
       compiler_options: options of the compiler for the training step, as "NAME=VALUE,...", which

@@ -35,6 +35,9 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
             + ("fits" if figures["fits"] else "DOES NOT FIT"),
         ),
     ]
+    if figures.get("overrides") and "searched" not in figures:
+        flags = " ".join(f"--config.{key}={value}" for key, value in figures["overrides"].items())
+        rows.append(("", f"what auto chooses does not fit; give a run {flags}"))
     if "argument_bytes" in figures:
         rows.append(
             (

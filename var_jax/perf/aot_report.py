@@ -41,7 +41,7 @@ def report(
 
     `fits` is False if it is too large for the memory of a device. Settings that the config leaves
     to "auto" are those of `memory_rule`; if their program does not fit, those that take least
-    memory are compiled in their place.
+    memory are compiled in their place, and "overrides" are what a run has to be given for them.
 
     Args:
       keep: called with the step and its compiled program, if it fits.
@@ -55,9 +55,17 @@ def report(
     if what != "train":
         return measure(aot.lower_sampling(objective, tpu_slice, images), config, tpu_slice, what)
     choice = mesh_choice.choose(objective, tpu_slice.devices)
-    for one in memory_rule.choices(objective, choice.mesh):
+    first, *smaller = memory_rule.choices(objective, choice.mesh)
+    for one in (first, *smaller):
         step = aot.lower_train_step(one, choice)
-        figures = measure(step, one.config, tpu_slice, what, keep=keep) | one.report()
+        # A run takes the first choice: another's program would be refused.
+        of_run = keep if one is first else None
+        figures = measure(step, one.config, tpu_slice, what, keep=of_run) | one.report()
+        if one is not first:
+            figures["overrides"] = {
+                "mesh.policy": one.config.mesh.policy,
+                f"{one.section}.remat": one.model.remat,
+            }
         if figures["fits"]:
             break
     if one.remat_choices:

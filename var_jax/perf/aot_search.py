@@ -94,6 +94,12 @@ def search(
     """
     objective = registry.with_frozen_shapes(config)
     options = candidates(objective, tpu_slice)
+    if not options:
+        mesh_choice.choose(objective, tpu_slice.devices)  # says what the mesh does not divide
+        raise UserError(
+            f"no settings are estimated to fit {tpu_slice.name}; give more chips, or a smaller "
+            "batch_size"
+        )
     known, results, start = _Tried(tried, config, tpu_slice), [], time.monotonic()
     tell(f"{len(options)} candidates, of which at most {most} are compiled")
     for candidate in options:
@@ -116,11 +122,6 @@ def search(
             f"most {max(left, 0) * each / 60:.0f} min left"
         )
     results.sort(key=_seconds)
-    if not results or _seconds(results[0]) == float("inf"):
-        raise UserError(
-            f"none of {len(results)} compiled candidates fits {tpu_slice.name}; give more chips, "
-            "or a smaller batch_size"
-        )
     return {
         **results[0],
         "candidates": len(options),

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.strict import require
-from var_jax.devices import cpu_compiler, gathering, sharding
+from var_jax.devices import compiler_check, cpu_compiler, gathering, sharding
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import StepVariant, TrainState
 from var_jax.train import memory_rule, step
@@ -32,7 +32,8 @@ class Program:
       replicated: the sharding of arrays that every device holds completely.
     Raises:
       UserError: the batch size is not a multiple of mesh.data times microbatches, the mesh does not
-        divide the model, or `param_dtype` is not float32.
+        divide the model, `param_dtype` is not float32, or the compiler does not know an option of
+        the config.
     """
 
     def __init__(self, objective: Objective[Any], mesh: Mesh):
@@ -52,6 +53,7 @@ class Program:
             repr(model.param_dtype),
             f"'float32' in training; {section}.dtype=bfloat16 computes in bfloat16",
         )
+        compiler_check.require_known(config.mesh.options_of_compiler, mesh)
         objective = memory_rule.resolve(objective, mesh)
         self.objective = objective
         self._numbers = RunNumbers(np.uint32(config.seed), numbers_of(objective))
