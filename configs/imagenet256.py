@@ -10,8 +10,9 @@ r"""ImageNet at 256x256 pixels, the published recipes: VAR-d16, d20, d24, d30, a
       --workdir gs://BUCKET/tokenizer
 
 No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
-compiled step, for communication that is hidden and half exposed (docs/results/aot.md names the
-version of the step). The quality is as published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
+compiled step, for communication that is hidden and half exposed, with gradients summed in bfloat16
+(docs/results/aot.md; d16, d20 and the tokenizer with an earlier version of the step). The quality
+is as published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
 
 | argument  | cost, bound by aot                | expected, as published               |
 |-----------|-----------------------------------|--------------------------------------|

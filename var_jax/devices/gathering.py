@@ -25,7 +25,7 @@ from var_jax.devices import sharding
 WEIGHT_AXES = {"heads", "mlp", "vocab", "code"}
 GATHERED = "gathered_weight"  # the name of whole weights for policies of rematerialization
 
-_policy = contextvars.ContextVar("_policy", default="fsdp")
+_policy = contextvars.ContextVar("_policy", default="")  # "" outside of training steps
 
 
 @contextlib.contextmanager
@@ -36,6 +36,11 @@ def under(policy: str) -> Iterator[None]:
         yield
     finally:
         _policy.reset(token)
+
+
+def is_training() -> bool:
+    """Returns whether a training step is traced, whose weights lie divided over the data axis."""
+    return bool(_policy.get())
 
 
 def keeps_weights() -> bool:
@@ -133,7 +138,7 @@ def plan(names: Sequence[str | None], shape: Sequence[int], rows: int) -> Gather
       divide the weight or the rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if _policy.get() == "fsdp" or mesh.empty or "embed" not in names:
+    if _policy.get() in ("", "fsdp") or mesh.empty or "embed" not in names:
         return None
     dimension, axis = list(names).index("embed"), sharding.RULES["embed"]
     stored = sharding.spec_for_shape(names, shape, mesh.shape)

@@ -17,7 +17,7 @@ import numpy as np
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
-from var_jax.devices import target
+from var_jax.devices import gathering, target
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops import attention
 from var_jax.ops.mixed_precision import add_bias, last_axis_spec, product
@@ -147,9 +147,12 @@ class Modulation(nn.Module):
         kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.n, c.width), names[1:], stored)
         summed = jnp.dtype(c.gradient_dtype)
+        cond = nn.silu(cond)
+        if not gathering.is_training():  # weights are whole along the data axis
+            return add_bias(product("bw,wnv->bnv", cond, kernel, dtype, summed), bias, summed)
         # A third of a block's weights: each device computes some columns for all images of its
         # replica, and they exchange these, which takes less than gathering the weights.
-        cond = constrain(nn.silu(cond), "group", None)
+        cond = constrain(cond, "group", None)
         y = add_bias(product("bw,wnv->bnv", cond, kernel, dtype, summed), bias, summed)
         y = constrain(y, "group", None, "modulated")
         # By gathering on CPUs: their runtime does not order an all-to-all with other collectives,
