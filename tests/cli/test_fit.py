@@ -313,3 +313,25 @@ def test_fit_imports_no_jax(tmp_path):
         f"assert main({argv}) == 0; assert not {{'jax', 'flax'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fit_has_the_facts_that_an_author_states(tmp_path, capsys):
+    """A table does not say how its parameters were counted: the checklist has what the command is
+    told, and a topic that it does not have is refused."""
+    planted = Planted("", (1.8, 6.0, 0.34), (2e7,), (2e9,), ((8,),), 0.001)
+    p = planted.draw(np.random.default_rng(0))
+    x, y = np.exp(p.logx[:, 0]), np.exp(p.logy)
+    rows = [f"r{i},{n},{loss}" for i, (n, loss) in enumerate(zip(x, y, strict=True))]
+    (tmp_path / "runs.csv").write_text("\n".join(["run,params,loss", *rows]))
+    command = [
+        "fit",
+        str(tmp_path / "runs.csv"),
+        "--out",
+        str(tmp_path / "out"),
+        "--resamples",
+        "0",
+    ]
+    assert main([*command, "--fact", "parameters=without embeddings"]) == 0
+    assert "| parameters counted | without embeddings |" in (tmp_path / "out/report.md").read_text()
+    assert main([*command, "--fact", "size=big"]) == 2
+    assert "--fact 'size=big' is not of the form TOPIC=TEXT" in capsys.readouterr().err

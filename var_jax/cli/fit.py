@@ -10,6 +10,7 @@ example:
 """
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -62,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser):
         metavar="CONFIG",
         help="with --next, for a table: config of the sweep that its runs are of, whose overrides "
         "the next runs become; a sweep's directory needs none",
+    )
+    parser.add_argument(
+        "--fact",
+        action="append",
+        default=[],
+        metavar="TOPIC=TEXT",
+        help="what a table does not record, for the report's checklist: how its parameters or its "
+        "compute were counted, its learning rates or schedules; may be repeated",
     )
     parser.add_argument(
         "--irreducible",
@@ -139,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
                 f"--sigma {args.sigma!r} is a column of --law {args.law!r}; it must be another, "
                 f"the standard deviation of log {y}"
             )
+        if args.fact:
+            raise UserError("--fact does not go with --law, whose report has no checklist")
         if args.next or args.sweep:
             raise UserError("--next does not go with --law, which says nothing of cost")
         if args.irreducible:
@@ -153,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
         if args.sigma or args.group:
             raise UserError("--sigma and --group go with --law y~x")
         runs = table.read(args.source, mapping, rows=args.rows)
+        runs = dataclasses.replace(runs, facts={**runs.facts, **_facts(args.fact)})
         result, pictures = report.fit_table(
             runs,
             resamples=args.resamples,
@@ -177,6 +189,21 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     print(f"fit.json, report.md and {len(pictures)} plots in {args.out}")
     return 0
+
+
+def _facts(stated: Sequence[str]) -> dict[str, str]:
+    from var_jax.scaling import checklist
+
+    facts = {}
+    for text in stated:
+        topic, _, said = (part.strip() for part in text.partition("="))
+        if topic not in checklist.TOPICS or not said:
+            raise UserError(
+                f"--fact {text!r} is not of the form TOPIC=TEXT, with a topic of "
+                f"{', '.join(checklist.TOPICS)}"
+            )
+        facts[topic] = said
+    return facts
 
 
 def _members(config: str, proposed: list[dict]) -> list[dict]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from var_jax.scaling.table import Table
 
+TOPICS = ("parameters", "compute", "learning rates", "schedules")  # facts that an author may state
 EXACT = 1e-3  # relative difference that rounding of a written table may make
 UNKNOWN = "not recorded in the table; its author must say"
 STARTS = (
