@@ -216,7 +216,7 @@ def test_misfit_corrects_no_minima_and_warns_above_the_next_runs():
     assert isoflop_bias.MISFIT not in right["isoflop"]["loss"]["warnings"]
     assert all("bias" in minimum for minimum in right["isoflop"]["loss"]["minima"])
     assert right["next"]["warnings"] == []
-    assert wrong["isoflop"]["loss"]["warnings"] == [isoflop_bias.MISFIT]
+    assert wrong["isoflop"]["loss"]["warnings"] == [isoflop_bias.MISFIT, isoflop_bias.SHARED_RUNS]
     assert wrong["isoflop"]["loss"]["minima"]
     assert not any("bias" in minimum for minimum in wrong["isoflop"]["loss"]["minima"])
     (line,) = wrong["next"]["warnings"]
