@@ -9,12 +9,11 @@ Settings that the table has are left out, as they would be the same runs again.
 Source: Pukelsheim 2006, Optimal Design of Experiments (c-optimality).
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from var_jax.errors import UserError
 from var_jax.scaling import frontier, lack_of_fit, solver
@@ -72,21 +71,18 @@ def next_runs(law: Law, cost: Cost, budget: float, target: Float[Array, "2"]) ->
             f"--next {budget:g} does not pay for any run; the cheapest of these sizes that the "
             f"table does not have takes {compute.min(initial=np.inf):.3g} FLOPs"
         )
-    mean, theta = law.likelihood.mean, law.likelihood.theta
-    free = ~law.likelihood.held
-
-    def slopes(x):
-        return solver.log_jacobian(theta[None], np.log(x) - mean)[0][:, free]
-
-    direction = slopes(target[None])[0]
-    known = _Information.of_runs(law, slopes(law.sample.x))
-    group = np.searchsorted(np.unique(sizes), candidates[:, 0])
-    rows = known.scaled(slopes(candidates), np.log(candidates[:, 0]) - mean[0])
+    direction = _slopes(law, target[None])[0]
+    rows, prior = _rows(law, law.sample.x)
+    weights = law.sample.weights[:, None]
+    covariance = np.linalg.pinv(rows.T @ (weights * rows) + np.diag(prior))
+    direction = np.concatenate([direction, np.zeros(len(prior) - len(direction))])
+    candidate_rows, _ = _rows(law, candidates)
     designs = [
-        _greedy(known, rows, group, direction, compute / budget, power) for power in COST_POWERS
+        _greedy(candidate_rows, direction, covariance, compute / budget, power)
+        for power in COST_POWERS
     ]
     chosen, after = min(designs, key=lambda design: design[1])
-    before = _variance(known.total()[None], direction)[0]
+    before = direction @ covariance @ direction
     return NextRuns(candidates[chosen], compute[chosen], float(np.sqrt(after / before)))
 
 
@@ -142,131 +138,63 @@ def plan(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Information:
-    """What runs tell of a law's parameters, by size: their noise has a part that a size shares.
+def _slopes(law: Law, x: Float[Array, "n 2"]) -> Float[Array, "n p"]:
+    """Returns the derivatives of log losses by the law's fitted parameters."""
+    mean, theta = law.likelihood.mean, law.likelihood.theta
+    return solver.log_jacobian(theta[None], np.log(x) - mean)[0][:, ~law.likelihood.held]
 
-    Attributes:
-      gram: sum over each size's runs of the products of their derivatives.
-      total: sum of the derivatives.
-      count: number of runs.
-      share: fraction of the variance that runs of one size have in common.
-      growth, deviation: how noise grows for small runs, as in `whitening.Whitening`.
-      reach: smallest and largest log size of the runs, centered; beyond it noise stays.
+
+def _rows(law: Law, x: Float[Array, "n 2"]) -> tuple[Float[Array, "n q"], Float[Array, " q"]]:
+    """Returns derivatives over the standard deviation of the noise that runs have alone.
+
+    What runs of one size share is a parameter of that size, with a normal prior, so that runs are
+    independent given the parameters.
+
+    Args:
+      x: params and tokens of runs of the law's sizes.
+
+    Returns:
+      The derivatives by the law's parameters and those of the sizes, and the prior's precisions.
     """
-
-    gram: Float[Array, "g p p"]
-    total_of_size: Float[Array, "g p"]
-    count: Float[Array, " g"]
-    share: float
-    growth: float
-    deviation: float
-    reach: tuple[float, float]
-
-    @classmethod
-    def of_runs(cls, law: Law, slopes: Float[Array, "n p"]) -> "_Information":
-        """Returns that of a law's own runs.
-
-        Args:
-          slopes: derivatives of their log losses by the fitted parameters.
-        """
-        maps = law.fit.whitening
-        sizes = np.log(law.sample.x[:, 0]) - law.likelihood.mean[0]
-        known, group = np.unique(law.sample.x[:, 0], return_inverse=True)
-        groups, fitted = len(known), slopes.shape[1]
-        empty = cls(
-            np.zeros((groups, fitted, fitted)),
-            np.zeros((groups, fitted)),
-            np.zeros(groups),
-            0.0 if maps is None else float(maps.share),
-            0.0 if maps is None else float(maps.growth),
-            1.0 if maps is None else maps.deviation,
-            (sizes.min(), sizes.max()),
-        )
-        rows = empty.scaled(slopes, sizes) * np.sqrt(law.sample.weights)[:, None]
-        for row, size in zip(rows, group, strict=True):
-            empty = empty.with_run(row, size)
-        return empty
-
-    def scaled(self, slopes: Float[Array, "n p"], sizes: Float[Array, " n"]) -> Float[Array, "n p"]:
-        """Returns derivatives over the standard deviation of their runs' noise.
-
-        Args:
-          sizes: centered log size of each run.
-        """
-        place = np.clip(sizes, *self.reach) / self.deviation
-        return slopes * np.exp(self.growth * place)[:, None]
-
-    def with_run(self, row: Float[Array, " p"], size: int) -> "_Information":
-        """Returns that of one more run."""
-        gram, total, count = self.gram.copy(), self.total_of_size.copy(), self.count.copy()
-        gram[size] += np.outer(row, row)
-        total[size] += row
-        count[size] += 1
-        return dataclasses.replace(self, gram=gram, total_of_size=total, count=count)
-
-    def of_sizes(
-        self,
-        gram: Float[Array, "g p p"],
-        total: Float[Array, "g p"],
-        count: Float[Array, " g"],
-    ) -> Float[Array, "g p p"]:
-        """Returns the information of each size's runs, whose noise is independent of the others'.
-
-        The covariance of n runs is share times ones plus (1 - share) times the identity, and its
-        inverse that of Sherman and Morrison.
-        """
-        lost = self.share / (1 - self.share + self.share * count)
-        return (gram - lost[:, None, None] * total[:, :, None] * total[:, None]) / (1 - self.share)
-
-    def total(self) -> Float[Array, "p p"]:
-        """Returns the information of all runs."""
-        return self.of_sizes(self.gram, self.total_of_size, self.count).sum(axis=0)
-
-    def with_each(
-        self, rows: Float[Array, "c p"], group: Int[Array, " c"]
-    ) -> Float[Array, "c p p"]:
-        """Returns the information of all runs and one of several others."""
-        gram = self.gram[group] + rows[:, :, None] * rows[:, None]
-        new = self.of_sizes(gram, self.total_of_size[group] + rows, self.count[group] + 1)
-        old = self.of_sizes(self.gram, self.total_of_size, self.count)
-        return old.sum(axis=0) - old[group] + new
-
-
-def _variance(
-    information: Float[Array, "c p p"], direction: Float[Array, " p"]
-) -> Float[Array, " c"]:
-    """Returns a prediction's variance, in that of a run, for each of several informations."""
-    return np.einsum("p,cpq,q->c", direction, np.linalg.pinv(information), direction)
+    slopes, sizes = _slopes(law, x), np.unique(law.sample.x[:, 0])
+    prior = np.concatenate([np.zeros(slopes.shape[1]), np.ones(len(sizes))])
+    of_size = (x[:, :1] == sizes).astype(float)
+    maps = law.fit.whitening
+    if maps is None:
+        return np.concatenate([slopes, 0 * of_size], axis=1), prior
+    place = (np.log(x[:, :1]) - law.likelihood.mean[0]) / maps.deviation
+    scaled = slopes * np.exp(maps.growth * place)
+    rows = np.concatenate([scaled, np.sqrt(maps.share) * of_size], axis=1)
+    return rows / np.sqrt(1 - maps.share), prior
 
 
 def _greedy(
-    known: _Information,
-    rows: Float[Array, "c p"],
-    group: Int[Array, " c"],
-    direction: Float[Array, " p"],
+    rows: Float[Array, "c q"],
+    direction: Float[Array, " q"],
+    covariance: Float[Array, "q q"],
     price: Float[Array, " c"],
     power: float,
 ) -> tuple[list[int], float]:
     """Returns candidates that are chosen one by one, and the prediction's variance with them.
 
     Args:
-      known: the information of the runs that there are.
-      rows: derivatives of the log losses of the candidates, over their noise.
-      group: the size of each.
-      direction: derivatives of the prediction.
+      rows: derivatives of the candidates over their noise.
+      direction: those of the prediction.
+      covariance: that of the parameters without new runs, per variance of a run.
       price: share of the budget that each candidate takes.
       power: what a candidate takes off the variance is divided by this power of its price.
     """
     chosen: list[int] = []
     left, is_free = 1.0, np.ones(len(price), bool)
-    variance = _variance(known.total()[None], direction)[0]
     while len(chosen) < MOST_RUNS and (is_free & (price <= left)).any():
-        after = _variance(known.with_each(rows, group), direction)
-        worth = np.where(is_free & (price <= left), (variance - after) / price**power, -np.inf)
+        # What each candidate takes off the variance (Sherman and Morrison).
+        spread = rows @ covariance
+        gains = (spread @ direction) ** 2 / (1 + np.sum(spread * rows, axis=1))
+        worth = np.where(is_free & (price <= left), gains / price**power, -np.inf)
         best = int(np.argmax(worth))
         chosen.append(best)
         is_free[best] = False
         left -= price[best]
-        known, variance = known.with_run(rows[best], group[best]), after[best]
-    return chosen, float(variance)
+        along = covariance @ rows[best]
+        covariance = covariance - np.outer(along, along) / (1 + rows[best] @ along)
+    return chosen, float(direction @ covariance @ direction)
