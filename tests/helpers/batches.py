@@ -37,3 +37,12 @@ def token_batch() -> dict[str, np.ndarray]:
         "label": np.array([1, 0, 9, 10], np.int32),
         "mask": np.array([True, False, True, True]),
     }
+
+
+def labeled_tokens(rows: int) -> dict[str, np.ndarray]:
+    """Returns random tokens of the small model with their labels."""
+    random = np.random.default_rng(0)
+    return {
+        "tokens": random.integers(0, 16, (rows, small.SCALES.total)).astype(np.int32),
+        "label": random.integers(0, small.CLASSES, rows).astype(np.int32),
+    }

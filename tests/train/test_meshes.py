@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from helpers import small
+from helpers import batches, small
 from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import host_rows, make_mesh
@@ -30,11 +30,7 @@ CONFIG = small.train_config("transformer", "", transformer=TRANSFORMER, batch_si
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    return {
-        "tokens": random.integers(0, 16, (BATCH, small.SCALES.total)).astype(np.int32),
-        "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32),
-    }
+    return batches.labeled_tokens(BATCH)
 
 
 @pytest.fixture(scope="module")

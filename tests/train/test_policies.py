@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import small
+from helpers import batches, small
 from helpers.mesh_steps import assert_same_step, step_on
 from var_jax.config.train import MeshConfig
 from var_jax.devices import gathering, sharding
@@ -40,11 +40,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def batch() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    return {
-        "tokens": random.integers(0, 16, (BATCH, small.SCALES.total)).astype(np.int32),
-        "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32),
-    }
+    return batches.labeled_tokens(BATCH)
 
 
 def program(layout: MeshConfig, config=CONFIG) -> Program:

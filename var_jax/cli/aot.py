@@ -137,10 +137,12 @@ def run(args: argparse.Namespace) -> int:
             figures = aot_report.report(config, tpu_slice, args.step, args.images, keep=keep)
     print("\n".join((aot_lines if tpu_slice else attached).lines(figures)))
     _write(args.json, figures)
-    fits, overrides = figures.get("fits", True), figures.get("overrides", {})
-    if args.save and fits and overrides:
-        flags = " ".join(f"--config.{key}={value}" for key, value in overrides.items())
-        raise UserError(f"nothing is saved, as what auto chooses does not fit; add {flags}")
+    fits = figures.get("fits", True)
+    if args.save and fits and "overrides" in figures:
+        raise UserError(
+            "nothing is saved, as what auto chooses does not fit; add "
+            f"{aot_lines.override_flags(figures)}"
+        )
     if args.save and fits:
         print(f"saved     {args.save}")
     return 0 if fits else 1

@@ -1,6 +1,7 @@
 """Reports of compiled steps as text: one in two columns, all of a directory as a table."""
 
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from var_jax.io.json import read_object
 def gib(size: float) -> str:
     """Returns a number of bytes as text in GiB."""
     return f"{size / chips.GIB:.2f} GiB"
+
+
+def override_flags(figures: Mapping[str, Any]) -> str:
+    """Returns a report's "overrides" as options of a command."""
+    return shlex.join(f"--config.{key}={value}" for key, value in figures["overrides"].items())
 
 
 def lines(figures: Mapping[str, Any]) -> list[str]:
@@ -36,8 +42,7 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
         ),
     ]
     if figures.get("overrides") and "searched" not in figures:
-        flags = " ".join(f"--config.{key}={value}" for key, value in figures["overrides"].items())
-        rows.append(("", f"what auto chooses does not fit; give a run {flags}"))
+        rows.append(("", f"what auto chooses does not fit; give a run {override_flags(figures)}"))
     if "argument_bytes" in figures:
         rows.append(
             (

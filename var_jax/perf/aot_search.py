@@ -8,7 +8,6 @@ until the next one exceeds the best bound of a compiled program.
 
 import dataclasses
 import json
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -29,7 +28,7 @@ from var_jax.io.json import read_object
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.perf import aot, aot_report
-from var_jax.perf.aot_lines import gib
+from var_jax.perf.aot_lines import gib, override_flags
 from var_jax.perf.tpu_slices import Slice
 from var_jax.train import memory_estimate, mesh_choice
 from var_jax.train.memory_rule import Settings, with_settings
@@ -156,11 +155,10 @@ def describe(figures: Mapping[str, Any]) -> str:
 def lines(figures: Mapping[str, Any]) -> list[str]:
     """Returns the best candidates of a search, and the best one as options of a command."""
     best = figures["searched"][:FEW]
-    flags = [f"--config.{key}={value}" for key, value in figures["overrides"].items()]
     return [
         f"the best {len(best)} of {len(figures['searched'])} compiled candidates:",
         *(f"  {describe(one)}" for one in best),
-        f"overrides: {shlex.join(flags)}",
+        f"overrides: {override_flags(figures)}",
     ]
 
 

@@ -16,7 +16,7 @@ from var_jax.data.model_fingerprint import later_defaults
 from var_jax.io import hub_download, model_directory
 from var_jax.io.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.sweep.run_state import require_reachable
-from var_jax.train.workdir import RESUMABLE
+from var_jax.train.workdir import LOCATIONS, RESUMABLE
 
 # Keys that may change when a run is resumed, and that enter its id nevertheless: other values are
 # other runs of a sweep (but for the number of microbatches, which enters as its default).
@@ -24,15 +24,7 @@ DISTINGUISHING = (
     "steps",
     "microbatches",
     "eval_images",
-    "init_from",
-    "branch_from",
-    "adapter.base",
-    "refiner.base",
-    "loss.perceptual_weights",
-    "loss.perceptual_heads",
-    "adversarial.feature_weights",
-    "alignment.tokens",
-    "alignment.feature_weights",
+    *LOCATIONS,
 )
 # Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
 # locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). A change of

@@ -39,17 +39,9 @@ SHAPELESS = (
     "sample_classes",
     "wandb_project",
     "tokenizer_dir",
-    "init_from",
-    "branch_from",
     "branch_step",
     "data",
-    "adapter.base",
-    "refiner.base",
-    "loss.perceptual_weights",
-    "loss.perceptual_heads",
-    "adversarial.feature_weights",
-    "alignment.tokens",
-    "alignment.feature_weights",
+    *workdir.LOCATIONS,
     *(
         f"{optimizer}.{name}"
         for optimizer in ("optimizer", "discriminator_optimizer")

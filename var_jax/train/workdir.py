@@ -20,6 +20,18 @@ from var_jax.io.json import read_object
 from var_jax.objectives.base import Objective
 from var_jax.train.run_meta import run_meta
 
+# Where a run's start and its frozen parts lie; what lies there is checked by other means.
+LOCATIONS = (
+    "init_from",
+    "branch_from",
+    "adapter.base",
+    "refiner.base",
+    "loss.perceptual_weights",
+    "loss.perceptual_heads",
+    "adversarial.feature_weights",
+    "alignment.tokens",
+    "alignment.feature_weights",
+)
 # May differ between a run and its resumption: lengths, intervals, devices and numbers of parts.
 RESUMABLE = (
     "steps",
@@ -34,10 +46,6 @@ RESUMABLE = (
     "sample_classes",
     "wandb_project",
     "tokenizer_dir",
-    "init_from",
-    "branch_from",
-    "adapter.base",
-    "refiner.base",
     "data.workers",
     "data.data_dir",
     "data.tokens_dir",
@@ -46,11 +54,7 @@ RESUMABLE = (
     "tokenizer.remat",
     "transformer.gradient_dtype",
     "tokenizer.gradient_dtype",
-    "loss.perceptual_weights",
-    "loss.perceptual_heads",
-    "adversarial.feature_weights",
-    "alignment.tokens",
-    "alignment.feature_weights",
+    *LOCATIONS,
 )
 
 
