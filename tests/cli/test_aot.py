@@ -76,7 +76,9 @@ def test_aot_saves_a_step_that_train_takes(config_file, digits_dir, tmp_path, re
     report = tmp_path / "report.json"
     lines = run_process(*local, "--save", executable, "--json", report)
     assert f"saved     {executable}" in lines and "8 devices of this machine" in lines
+    assert "settings  policy fsdp, replicas 1, remat none, microbatches 1" in lines
     figures = json.loads(report.read_text())
+    assert (figures["policy"], figures["replicas"]) == ("fsdp", 1)
     assert figures["devices"] == 8 and figures["peak_bytes"] > 0 and figures["images"] == 8
 
     monkeypatch.setattr(Program, "_compiled", None)
@@ -89,6 +91,12 @@ def test_aot_saves_a_step_that_train_takes(config_file, digits_dir, tmp_path, re
     assert "batch_size: 16 here, 8 there" in refused(*other, executable, "--config.batch_size=16")
     assert f"{config_file} does not read" in refused(*other, config_file)
     assert "--step is sample" in refused(*local, "--step", "sample")
+
+
+def test_train_names_an_executable_that_is_missing(refused):
+    """One line says so before the config is read, which here is missing too."""
+    message = refused("train", "--config", "c.py", "--workdir", "{out}", "--executable", "{out}/F")
+    assert "--executable is" in message and "a file that exists" in message
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def test_plan_prints_and_writes_the_figures(tmp_path, capsys):
     assert {"hbm_bytes", "peak_bytes", "flops", "mesh", "images", "steps"} <= figures.keys()
     text = capsys.readouterr().out
     assert "4 devices of v5e as data 4 x model 1" in text and "per device with float32" in text
+    assert "policy fsdp, replicas 1" in text and figures["policy"] == "fsdp"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """The search for settings: what is tried, in which order, what is left out, and what is kept."""
 
+import dataclasses
 import json
 
 import pytest
+from etils import epath
 
 from helpers import small
 from var_jax.cli.main import main
+from var_jax.config.train import MeshConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.perf import aot_search, tpu_slices
+from var_jax.train import memory_estimate
 
 pytest.importorskip(
     "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
@@ -17,14 +21,27 @@ pytest.importorskip(
 CONFIG = small.train_config("transformer", "", batch_size=16)
 
 
+@pytest.fixture(autouse=True)
+def untraced(request, monkeypatch):
+    """No derivative is traced for the memory, which takes seconds per search: all settings fit."""
+    policies = dict.fromkeys(("none", "dots", "full"), 1.0)
+    memory = memory_estimate.TrainingMemory(1.0, 1.0, 1.0, 0.0, policies, policies, 0.0, 1, 1)
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(memory_estimate, "of_training", lambda *_: memory)
+
+
 @pytest.fixture(scope="module")
 def tpu_slice():
     return tpu_slices.named("v5e:2x2")
 
 
-@pytest.fixture(scope="module")
+def of(config, tpu_slice):
+    return aot_search.candidates(registry.with_frozen_shapes(config), tpu_slice)
+
+
+@pytest.fixture
 def candidates(tpu_slice):
-    return aot_search.candidates(registry.with_frozen_shapes(CONFIG), tpu_slice)
+    return of(CONFIG, tpu_slice)
 
 
 @pytest.fixture
@@ -59,8 +76,10 @@ def search(tpu_slice, **options):
 
 
 def test_candidates_are_ordered_and_differ_in_every_setting(candidates):
-    """All settings that a search may change are among them, each once, the least time first."""
-    assert [one.seconds for one in candidates] == sorted(one.seconds for one in candidates)
+    """All settings that a search may change are among them, each once, and after those of the
+    config the least time first."""
+    times = [one.seconds for one in candidates[1:]]
+    assert times == sorted(times)
     overrides = [json.dumps(one.overrides("transformer")) for one in candidates]
     assert len(set(overrides)) == len(overrides)
     assert {one.mesh["policy"] for one in candidates} == {"fsdp", "hsdp", "zero1"}
@@ -86,7 +105,7 @@ def test_search_stops_where_no_candidate_can_be_better(tpu_slice, candidates, co
     that fits is reported, with its settings."""
     figures, printed = search(tpu_slice)
     best = min(1.5 * c.seconds for c in compiled if c.remat != "none")
-    assert 1 < len(compiled) < len(candidates)
+    assert 2 < len(compiled) < len(candidates)
     assert candidates[len(compiled)].seconds >= best > candidates[len(compiled) - 1].seconds
     assert figures["step_seconds_exposed"] == best and figures["fits"]
     assert figures["overrides"]["transformer.remat"] != "none"
@@ -103,10 +122,43 @@ def test_search_compiles_at_most_so_many_programs(tpu_slice, compiled):
     assert len(compiled) == 2 and "--compilations" in printed[-1]
 
 
+def test_candidates_begin_with_those_of_the_config(tpu_slice):
+    """Its own policy, mesh, options of the compiler and rematerialization come first, whatever
+    their least time; the same settings are not tried again, be they given or left open."""
+    mesh = MeshConfig(policy="hsdp", replicas=2, compiler_options="xla_a=1")
+    config = small.train_config("transformer", "", batch_size=16, mesh=mesh)
+    config = dataclasses.replace(
+        config, transformer=dataclasses.replace(config.transformer, remat="full")
+    )
+    first, *others = of(config, tpu_slice)
+    assert first.mesh == {key: getattr(mesh, key) for key in aot_search.MESH_KEYS}
+    assert first.remat == "full" and first.seconds > others[0].seconds > 0
+
+    names = {one.name for one in of(CONFIG, tpu_slice)}
+    explicit = dataclasses.replace(CONFIG, mesh=MeshConfig(data=4, policy="fsdp", replicas=1))
+    assert len(names) == len(of(explicit, tpu_slice)) == len(of(CONFIG, tpu_slice))
+    assert of(CONFIG, tpu_slice)[0].mesh["data"] == -1
+    assert of(explicit, tpu_slice)[0].name not in names
+
+
+def test_candidates_have_what_auto_stands_for(tpu_slice):
+    """With "auto" the first candidate is the choice of the rule, which a run takes."""
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(policy="auto"))
+    config = dataclasses.replace(
+        config, transformer=dataclasses.replace(config.transformer, remat="auto")
+    )
+    first = of(config, tpu_slice)[0]
+    assert (first.mesh["policy"], first.remat) == ("zero1", "dots")
+
+
+def test_candidates_leave_out_a_mesh_that_a_run_refuses(tpu_slice):
+    """A mesh of the config that does not divide the batch is none of them; others are."""
+    config = dataclasses.replace(CONFIG, batch_size=6, mesh=MeshConfig(data=4))
+    assert {one.mesh["data"] for one in of(config, tpu_slice)} == {2}
+
+
 def test_search_goes_on_from_what_it_has_tried(tpu_slice, compiled, tmp_path):
     """The figures of a search that was stopped are read; those of another config are not."""
-    from etils import epath
-
     tried = epath.Path(tmp_path / "a.tried")
     first, _ = search(tpu_slice, most=2, tried=tried)
     again, _ = search(tpu_slice, most=2, tried=tried)

@@ -8,6 +8,7 @@ import pytest
 from helpers import diffusion, masked, next_token, small
 from helpers.adapters import training as adapter_run
 from var_jax.config.model import TokenizerConfig
+from var_jax.config.train import MeshConfig
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError
 from var_jax.models import flops
@@ -62,6 +63,21 @@ def test_report_has_hours_that_follow_from_flops(config):
     two_devices = report(config, chip=CHIPS["tpu7x"])
     assert two_devices["devices"] == two_devices["mesh"]["data"] == 2
     assert two_devices["chip_hours"] == pytest.approx(hours * H200.peak_flops / 2307e12)
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize(
+    ("mesh", "expected"),
+    [
+        (MeshConfig(policy="hsdp", replicas=2), "policy hsdp, replicas 2"),
+        (MeshConfig(policy="auto"), "policy zero1, replicas 1"),
+    ],
+)
+def test_report_names_policy_and_replicas(config, mesh, expected):
+    """They are those that a run has, with the choice of the rule in place of "auto"."""
+    figures = {"config": "x", **report(dataclasses.replace(config, mesh=mesh), count=4)}
+    assert f"policy {figures['policy']}, replicas {figures['replicas']}" == expected
+    assert any(line.strip() == expected for line in cost_lines.lines(figures))
 
 
 @pytest.mark.usefixtures("untraced")

@@ -12,7 +12,7 @@ from var_jax.config.train import AdversarialConfig, MeshConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.perf import attached
-from var_jax.train import mesh_choice, saved_step
+from var_jax.train import mesh_choice, saved_step, toolchain
 from var_jax.train.loop import train
 from var_jax.train.program import Program
 
@@ -109,8 +109,9 @@ def changed(config, changes):
 
 
 def test_load_refuses_other_versions_processors_and_devices(configs, executable, monkeypatch):
-    """Where a library, this package's code, the processor's instructions, the number of devices or
-    their order is another one, the refusal names it; nothing is loaded before."""
+    """Where a library, this package's code, an option of the compiler, the processor's
+    instructions, the number of devices or their order is another one, the refusal names it; nothing
+    is loaded before."""
     objective = small.next_scale(configs["transformer"])
     program = Program(objective, mesh_choice.choose(objective).mesh)
     frozen = objective.step_frozen()
@@ -124,10 +125,19 @@ def test_load_refuses_other_versions_processors_and_devices(configs, executable,
         patch.setattr(importlib.metadata, "version", lambda name: f"{name} 99")
         assert "versions.jax: jax 99 here" in refusal()
     with monkeypatch.context() as patch:
-        patch.setattr(saved_step, "_sources", lambda: "other")
+        versions = {"flax": "flax 99", "optax": "optax 99"}
+        true = importlib.metadata.version
+        patch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or true(name))
+        assert "versions.flax: flax 99 here" in refusal()
+        assert "versions.optax: optax 99 here" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        assert "environment.XLA_FLAGS xla_cpu_enable_fast_math: true here, None there" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr(toolchain, "sources", lambda: "other")
         assert "versions.sources of var_jax: other here" in refusal()
     with monkeypatch.context() as patch:
-        patch.setattr(saved_step, "_processor", lambda: "other")
+        patch.setattr(toolchain, "processor", lambda: "other")
         assert "processor: other here" in refusal()
     four = mesh_choice.choose(objective, jax.devices()[:4]).mesh
     assert "number of devices: 4 here, 8 there" in refusal(Program(objective, four))

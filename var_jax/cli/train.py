@@ -18,6 +18,7 @@ from etils import epath
 from var_jax.cli import next_stage
 from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.exit import leave_group, line_and_code
+from var_jax.config.strict import require
 from var_jax.errors import USER_ERROR_EXIT_CODE, Preempted, RunFailed, UserError
 
 
@@ -78,6 +79,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # Before the data and the networks, which take long: this is said at once.
+    require(
+        args.executable is None
+        or "://" in args.executable
+        or epath.Path(args.executable).is_file(),
+        "--executable",
+        args.executable,
+        "a file that exists, as `var-jax aot --save` writes it",
+    )
     config = read_config(args.config, args.overrides)
     window = _window(args.profile) if args.profile else None
     from var_jax.config import idle_keys

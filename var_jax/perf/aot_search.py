@@ -2,35 +2,33 @@
 
 Candidates differ in policy and mesh, rematerialization, microbatches and options of the compiler.
 Each has a time that no program of it can be faster than, from its FLOPs and the bytes of weights
-and gradients that must cross the network. Candidates are compiled from the least of these times on,
-until the next one exceeds the best bound of a compiled program.
+and gradients that must cross the network. The config's own settings are compiled first, then
+candidates from the least of these times on, until the next one exceeds the best bound of a compiled
+program.
 """
 
 import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
 from var_jax.config.transformer_config import TransformerConfig
 from var_jax.devices import gathering, sharding
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
-from var_jax.io import atomic
-from var_jax.io.json import read_object
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.perf import aot, aot_report
 from var_jax.perf.aot_lines import gib, override_flags
 from var_jax.perf.tpu_slices import Slice
-from var_jax.train import memory_estimate, mesh_choice
+from var_jax.perf.tried_candidates import TriedCandidates
+from var_jax.train import memory_estimate, memory_rule, mesh_choice
 from var_jax.train.memory_rule import Settings, with_settings
 
 MODEL_AXES = (1, 2, 4)  # devices along the axis of tensor parallelism
@@ -43,6 +41,7 @@ LARGEST_ESTIMATE = 1.6
 # compiler otherwise replaces by all-reduces of twice the bytes.
 ON_SPARSE_CORES = "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter=true"
 OPTIONS = {"v5p": (ON_SPARSE_CORES,), "v6e": (ON_SPARSE_CORES,), "tpu7x": (ON_SPARSE_CORES,)}
+MESH_KEYS = ("data", "model", "policy", "replicas", "compiler_options")
 FEW = 3  # candidates that are printed
 # Figures of every compiled candidate that the report of the best one has.
 SHOWN = ("overrides", "mesh", "remat", "fits", "peak_bytes", "mfu_bound", "mfu_bound_exposed")
@@ -68,6 +67,11 @@ class Candidate(NamedTuple):
         mesh = {f"mesh.{key}": value for key, value in self.mesh.items()}
         return {**mesh, f"{section}.remat": self.remat, "microbatches": self.microbatches}
 
+    @property
+    def name(self) -> str:
+        """A text that no other candidate has."""
+        return json.dumps(self.overrides("model"), sort_keys=True)
+
 
 def search(
     config: TrainConfig,
@@ -80,26 +84,22 @@ def search(
     """Compiles candidates and returns the report of the best one.
 
     Args:
-      config: the run's; its own settings are a candidate, if it leaves none to "auto".
+      config: the run's; its own settings, with those of the rule in place of "auto", are the first
+        candidate.
       tell: prints a line of progress.
       most: the largest number of programs that are compiled.
       tried: a file of figures by candidate, which is read and added to: a search that was stopped
-        goes on from it.
+        goes on from it, while code and versions are the same.
     Returns:
       the report of the best program, with "overrides", the settings as {config key: value}, and
       "searched", all compiled candidates with their bounds from the best to the worst.
     Raises:
-      UserError: no candidate fits the slice.
+      UserError: no mesh divides model and batch, or the file is damaged.
     """
     objective = registry.with_frozen_shapes(config)
     options = candidates(objective, tpu_slice)
-    if not options:
-        mesh_choice.choose(objective, tpu_slice.devices)  # says what the mesh does not divide
-        raise UserError(
-            f"no settings are estimated to fit {tpu_slice.name}; give more chips, or a smaller "
-            "batch_size"
-        )
-    known, results, start = _Tried(tried, config, tpu_slice), [], time.monotonic()
+    known, results = TriedCandidates(tried, config, tpu_slice, tell), []
+    start = time.monotonic()
     tell(f"{len(options)} candidates, of which at most {most} are compiled")
     for candidate in options:
         best = min((_seconds(figures) for figures in results), default=float("inf"))
@@ -109,9 +109,9 @@ def search(
         if len(results) == most:
             tell(f"stopped after {most} programs; --compilations compiles more")
             break
-        figures = known.get(candidate)
+        figures = known.get(candidate.name)
         if figures is None:
-            figures = known.add(candidate, _compiled(objective, candidate, tpu_slice))
+            figures = known.add(candidate.name, _compiled(objective, candidate, tpu_slice))
         results.append(figures)
         best = min(best, _seconds(figures))
         left = min(most, sum(one.seconds < best for one in options)) - len(results)
@@ -163,25 +163,52 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def candidates(objective: Objective[Any], tpu_slice: Slice) -> list[Candidate]:
-    """Returns the settings that may be tried, from the one with the shortest time that is possible.
+    """Returns the settings that may be tried.
 
-    Settings whose mesh does not divide model and batch, or whose memory is estimated to exceed that
-    of a device by far, are left out.
+    They are those of the config, if they divide model and batch, and then others, from the one with
+    the shortest time that is possible. Settings whose mesh does not divide model and batch, or
+    whose memory is estimated to exceed that of a device by far, are left out.
+
+    Raises:
+      UserError: neither the mesh of the config nor another one divides model and batch.
     """
     one_device, dtype = {"data": 1, "model": 1}, objective.model.dtype
     memory = memory_estimate.of_training(objective, one_device, "tpu", dtype)
+    boxed = objective.divided_shapes()
     options = [
         candidate
-        for mesh in _meshes(objective, tpu_slice)
-        for candidate in _on_mesh(objective, mesh, tpu_slice, memory.residuals)
+        for mesh in _meshes(objective, tpu_slice, boxed)
+        for candidate in _on_mesh(objective, mesh, tpu_slice, boxed, memory.residuals)
     ]
-    return sorted(options, key=lambda one: one.seconds)
+    options.sort(key=lambda one: one.seconds)
+    try:
+        mesh = mesh_choice.choose(objective, tpu_slice.devices).mesh
+    except UserError:  # a run of the config is refused
+        if not options:
+            raise
+        return options
+    own = _own(objective, mesh, tpu_slice, boxed)
+    # Those that the config leaves open are the same program as those that it would then have.
+    chosen = {
+        "data": sharding.batch_parts(mesh.shape),
+        "model": mesh.shape["model"],
+        "replicas": mesh.shape.get("replica", 1),
+    }
+    same = own._replace(mesh={**own.mesh, **chosen}).name
+    return [own, *(one for one in options if one.name not in (own.name, same))]
 
 
-def _meshes(objective: Objective[Any], tpu_slice: Slice) -> Iterator[dict[str, Any]]:
+def _own(objective: Objective[Any], mesh: Mesh, tpu_slice: Slice, boxed: Any) -> Candidate:
+    """Returns the settings of an objective's config, with those of the rule in place of "auto"."""
+    run = memory_rule.resolve(objective, mesh)
+    keys = {key: getattr(run.config.mesh, key) for key in MESH_KEYS}
+    own = Candidate(keys, run.model.remat, run.config.microbatches)
+    return own._replace(seconds=_least_seconds(run, mesh, own, tpu_slice, boxed))
+
+
+def _meshes(objective: Objective[Any], tpu_slice: Slice, boxed: Any) -> Iterator[dict[str, Any]]:
     """Yields the keys of every mesh that divides the parameters and the batch."""
     config, devices = objective.config, len(tpu_slice.devices)
-    boxed = objective.divided_shapes()
     for model in MODEL_AXES:
         data = devices // model
         if config.batch_size % data or objective.model_axis_is_idle(data, model, config.batch_size):
@@ -211,19 +238,16 @@ def _on_mesh(
     objective: Objective[Any],
     mesh: dict[str, Any],
     tpu_slice: Slice,
+    boxed: Any,
     residuals: Mapping[str, float],
 ) -> Iterator[Candidate]:
     """Yields the candidates on a mesh, each with its least time."""
     config, chip = objective.config, tpu_slice.chip
     layout = dataclasses.replace(config.mesh, **mesh)
-    with_policy = with_settings(objective, Settings(mesh["policy"], objective.model.remat))
+    with_policy = objective.with_config(dataclasses.replace(config, mesh=layout))
     devices = make_mesh(layout, tpu_slice.devices)
     dtype = objective.model.dtype
     memory = memory_estimate.of_training(with_policy, devices.shape, "tpu", dtype, residuals)
-    at_peak = objective.flops_per_image() * config.batch_size
-    at_peak /= chip.peak_flops * devices.size
-    numbers = gathering.gathered_numbers(objective.divided_shapes(), devices.shape)
-    group = list(devices.devices[(0,) * (devices.devices.ndim - 2)][:, 0])
     for remat in objective.remat_choices or memory_estimate.REMAT_OF_TOKENIZER:
         for parts in PARTS:
             parts *= config.microbatches
@@ -231,17 +255,33 @@ def _on_mesh(
                 continue
             if memory.peak(remat, config.batch_size, parts) > LARGEST_ESTIMATE * chip.hbm_bytes:
                 continue
-            passes = 1 if mesh["policy"] == "zero1" or remat == "none" else 2
-            gather = numbers * jnp.dtype(dtype).itemsize
-            reduce = numbers * jnp.dtype(objective.model.gradient_dtype).itemsize
-            network = parts * (
-                passes * tpu_slice.seconds("all-gather", gather, group)
-                + tpu_slice.seconds("reduce-scatter", reduce, group)
-            )
-            network += _tensor_parallel_seconds(objective, devices, tpu_slice)
-            compute = at_peak * LEAST_EXECUTED.get(remat, 1.0)
-            seconds = max(compute, network / 2) + network / 2
-            yield Candidate(mesh, remat, parts, seconds)
+            candidate = Candidate(mesh, remat, parts)
+            seconds = _least_seconds(objective, devices, candidate, tpu_slice, boxed)
+            yield candidate._replace(seconds=seconds)
+
+
+def _least_seconds(
+    objective: Objective[Any], mesh: Mesh, candidate: Candidate, tpu_slice: Slice, boxed: Any
+) -> float:
+    """Returns a time that no program of a candidate can be faster than on a mesh of its keys.
+
+    Args:
+      boxed: the boxed shapes of the parameters that a mesh divides.
+    """
+    model, remat = objective.model, candidate.remat
+    compute = objective.flops_per_image() * objective.config.batch_size
+    compute *= LEAST_EXECUTED.get(remat, 1.0) / (tpu_slice.chip.peak_flops * mesh.size)
+    numbers = gathering.gathered_numbers(boxed, mesh.shape)
+    group = list(mesh.devices[(0,) * (mesh.devices.ndim - 2)][:, 0])
+    passes = 1 if candidate.mesh["policy"] == "zero1" or remat == "none" else 2
+    gather = numbers * jnp.dtype(model.dtype).itemsize
+    reduce = numbers * jnp.dtype(model.gradient_dtype).itemsize
+    network = candidate.microbatches * (
+        passes * tpu_slice.seconds("all-gather", gather, group)
+        + tpu_slice.seconds("reduce-scatter", reduce, group)
+    )
+    network += _tensor_parallel_seconds(objective, mesh, tpu_slice)
+    return max(compute, network / 2) + network / 2
 
 
 def _tensor_parallel_seconds(objective: Objective[Any], mesh: Mesh, tpu_slice: Slice) -> float:
@@ -268,31 +308,3 @@ def _compiled(objective: Objective[Any], candidate: Candidate, tpu_slice: Slice)
     step = aot.lower_train_step(run, mesh_choice.choose(run, tpu_slice.devices))
     figures = aot_report.measure(step, run.config, tpu_slice) | run.report()
     return figures | {"overrides": candidate.overrides(objective.section)}
-
-
-class _Tried:
-    """Figures of candidates in a file, of one config, slice and version of the compiler."""
-
-    def __init__(self, path: epath.Path | None, config: TrainConfig, tpu_slice: Slice):
-        self._path = path
-        versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-        self._of = json.dumps([plain(config), tpu_slice.name, versions], sort_keys=True)
-        self._figures: dict[str, Any] = {}
-        if path is not None and path.exists():
-            stored = read_object(path)
-            self._figures = stored["figures"] if stored.get("of") == self._of else {}
-
-    def get(self, candidate: Candidate) -> dict[str, Any] | None:
-        return self._figures.get(self._key(candidate))
-
-    def add(self, candidate: Candidate, figures: dict[str, Any]) -> dict[str, Any]:
-        """Returns the figures, which are in the file from now on."""
-        self._figures[self._key(candidate)] = figures
-        if self._path is not None:
-            values = {"of": self._of, "figures": self._figures}
-            atomic.save(self._path, json.dumps(values, indent=1), "the candidates")
-        return figures
-
-    @staticmethod
-    def _key(candidate: Candidate) -> str:
-        return json.dumps(candidate.overrides("model"), sort_keys=True)

@@ -37,6 +37,9 @@ def report(
         "step": "train",
         "devices": len(devices),
         "mesh": dict(step.mesh.shape),
+        "policy": step.objective.config.mesh.policy,
+        "replicas": step.mesh.shape.get("replica", 1),
+        "remat": step.objective.model.remat,
         "images": step.images,
         "microbatches": config.microbatches,
         "flops": step.flops,
@@ -51,10 +54,12 @@ def report(
 
 def lines(figures: dict[str, Any]) -> list[str]:
     """Returns the figures as lines for a terminal."""
-    data, model = figures["mesh"]["data"], figures["mesh"]["model"]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
     return [
-        f"{figures['devices']} devices of this machine ({figures['device_kind']}) as data {data} x "
-        f"model {model}, {figures['images']} images per step",
+        f"{figures['devices']} devices of this machine ({figures['device_kind']}) as {mesh}, "
+        f"{figures['images']} images per step",
+        f"settings  policy {figures['policy']}, replicas {figures['replicas']}, remat "
+        f"{figures['remat']}, microbatches {figures['microbatches']}",
         f"memory    {figures['peak_bytes'] / 2**30:.2f} GiB per device",
         f"compiled  in {figures['compile_cpu_seconds']:.0f} s of processor time",
     ]

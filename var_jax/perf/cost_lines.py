@@ -55,6 +55,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[Row]:
             f"{figures['devices']} devices of {figures['chip']} as {mesh}, "
             f"{_size(figures['hbm_bytes'])} each{by_default}",
         )
+        yield "", f"policy {figures['policy']}, replicas {figures['replicas']}"
         verdict = "fits" if figures["fits"] else "DOES NOT FIT"
     else:
         verdict = "on one device; --chip says whether it fits"

@@ -76,6 +76,8 @@ def report(
         "images": config.batch_size,
         "steps": config.steps,
         "mesh": mesh,
+        "policy": settings.policy,
+        "replicas": mesh.get("replica", 1),
         "devices": number,
         "uncounted_networks": _has_uncounted_networks(objective),
         **_work(objective),

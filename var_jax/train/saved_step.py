@@ -1,16 +1,12 @@
 """Training steps that were compiled earlier, and the runs that may use them.
 
 A file holds the step's last variant, with all parts of the run active, and what it is compiled for:
-the devices, the versions of the libraries and of this package, the settings that shape the program
-and its arguments. A run in which all of these are the same uses it in place of compiling.
+the devices, the versions of the libraries and of this package, the options of compilers in the
+environment, the settings that shape the program, and its arguments. A run in which all of these are
+the same uses it in place of compiling.
 """
 
-import functools
-import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +18,7 @@ from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.io import executable_file
-from var_jax.train import workdir
+from var_jax.train import toolchain, workdir
 from var_jax.train.program import Program
 
 # Settings that no compiled step depends on: which data, from where, how long and how often.
@@ -61,8 +57,6 @@ SHAPELESS = (
     "mesh.model",
     "mesh.replicated_share",
 )
-# Folders of this package whose code a compiled step is made of.
-CODE = ("adapters", "config", "devices", "models", "objectives", "ops", "pretrained", "train")
 SHOWN = 4  # differences that a message names
 
 
@@ -136,7 +130,8 @@ def _requirements(config: TrainConfig, mesh: Mesh, arguments: Any) -> dict[str, 
         "versions": _versions(devices[0]),
         "platform": devices[0].platform,
         "device kind": devices[0].device_kind,
-        **({"processor": _processor()} if devices[0].platform == "cpu" else {}),
+        **({"processor": toolchain.processor()} if devices[0].platform == "cpu" else {}),
+        "environment": toolchain.environment(devices[0].platform),
         "number of devices": len(devices),
         "mesh": dict(mesh.shape),
         "config": shaping(config),
@@ -158,31 +153,10 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]
 
 
 def _versions(device: jax.Device) -> dict[str, str]:
-    names = ["jax", "jaxlib"] + ["libtpu"] * (device.platform == "tpu")
-    versions = {name: importlib.metadata.version(name) for name in names}
+    versions = toolchain.versions(device.platform)
     if device.platform not in ("cpu", "tpu"):
         versions["of the platform"] = device.client.platform_version
-    return {**versions, "sources of var_jax": _sources()}
-
-
-@functools.cache
-def _sources() -> str:
-    """Returns a fingerprint of the code of the step, which a checkout may change at any time."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(file for folder in CODE for file in (root / folder).glob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _processor() -> str:
-    """Returns the processor's kind and a fingerprint of its instructions.
-
-    A program that was compiled for more of them than a processor has would end with SIGILL.
-    """
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+    return {**versions, "sources of var_jax": toolchain.sources()}
 
 
 def _arguments(arguments: Any) -> dict[str, str]:
