@@ -8,7 +8,7 @@ r"""ImageNet at 512x512 pixels, the published recipe: VAR-d36 with one AdaLN sha
 The published tokenizer has the weights of the 256 px one: `var-jax convert` makes models/vae512 of
 them with `--scales 1,2,3,4,6,9,13,18,24,32`. No run of this config is on record.
 
-  cost      13,231 to 13,747 chip-hours of TPU v5p: the lower bound that `var-jax aot` computes from
+  cost      10,071 to 10,389 chip-hours of TPU v5p: the lower bound that `var-jax aot` computes from
             the step compiled for 128 chips, with communication hidden and half exposed
             (docs/results/aot/d36_v5p-4x4x8.json; docs/results/aot.md says how to read it)
   expected  FID-50k 2.63, inception score 303.2, as published by VAR's authors

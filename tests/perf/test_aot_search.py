@@ -151,6 +151,16 @@ def test_candidates_have_what_auto_stands_for(tpu_slice):
     assert (first.mesh["policy"], first.remat) == ("zero1", "dots")
 
 
+def test_candidates_of_convolutional_networks_have_an_option_of_their_own(tpu_slice, candidates):
+    """A tokenizer is also tried without pieces of images, and a transformer is not."""
+    options = {
+        one.mesh["compiler_options"]
+        for one in of(small.train_config("tokenizer", "", batch_size=16), tpu_slice)
+    }
+    assert options == {"", aot_search.WITHOUT_PIECES}
+    assert {one.mesh["compiler_options"] for one in candidates} == {""}
+
+
 def test_candidates_leave_out_a_mesh_that_a_run_refuses(tpu_slice):
     """A mesh of the config that does not divide the batch is none of them; others are."""
     config = dataclasses.replace(CONFIG, batch_size=6, mesh=MeshConfig(data=4))

@@ -29,17 +29,22 @@ from var_jax.perf.aot_lines import gib, override_flags
 from var_jax.perf.tpu_slices import Slice
 from var_jax.perf.tried_candidates import TriedCandidates
 from var_jax.train import memory_estimate, memory_rule, mesh_choice
+from var_jax.train.memory_estimate import LARGEST_RATIO
 from var_jax.train.memory_rule import Settings, with_settings
 
 MODEL_AXES = (1, 2, 4)  # devices along the axis of tensor parallelism
 PARTS = (1, 2)  # factors on the config's microbatches
 # Executed over analytic FLOPs, at least: "full" computes the forward pass of all blocks twice.
 LEAST_EXECUTED = {"full": 1.25}
-# The estimate of memory was up to 1.6 times the compiler's figure (docs/guides/scale.md).
-LARGEST_ESTIMATE = 1.6
 # Options worth a trial, by chip: reduce-scatters on a whole slice by its sparse cores, which the
 # compiler otherwise replaces by all-reduces of twice the bytes.
 ON_SPARSE_CORES = "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter=true"
+# For convolutional networks on any chip: with few images per chip the compiler otherwise
+# makes pieces of each image, with copies of the rows between them, and norms read and write these
+# several times (docs/results/aot.md).
+WITHOUT_PIECES = (
+    "xla_tpu_run_space_to_batch=false,xla_tpu_run_space_to_batch_on_new_platforms=false"
+)
 OPTIONS = {"v5p": (ON_SPARSE_CORES,), "v6e": (ON_SPARSE_CORES,), "tpu7x": (ON_SPARSE_CORES,)}
 MESH_KEYS = ("data", "model", "policy", "replicas", "compiler_options")
 FEW = 3  # candidates that are printed
@@ -209,6 +214,8 @@ def _own(objective: Objective[Any], mesh: Mesh, tpu_slice: Slice, boxed: Any) ->
 def _meshes(objective: Objective[Any], tpu_slice: Slice, boxed: Any) -> Iterator[dict[str, Any]]:
     """Yields the keys of every mesh that divides the parameters and the batch."""
     config, devices = objective.config, len(tpu_slice.devices)
+    is_convolutional = objective.batch_over_model_axis
+    trials = (WITHOUT_PIECES,) if is_convolutional else OPTIONS.get(tpu_slice.chip.name, ())
     for model in MODEL_AXES:
         data = devices // model
         if config.batch_size % data or objective.model_axis_is_idle(data, model, config.batch_size):
@@ -224,7 +231,7 @@ def _meshes(objective: Objective[Any], tpu_slice: Slice, boxed: Any) -> Iterator
         ring = data // tpu_slice.dims[-1]
         for replicas in dict.fromkeys([*numbers[:1], *(n for n in numbers if n == ring)]):
             for policy in ("zero1", "hsdp") if replicas > 1 else ("zero1", "hsdp", "fsdp"):
-                for options in ("", *OPTIONS.get(tpu_slice.chip.name, ())):
+                for options in ("", *trials):
                     yield {
                         "data": data,
                         "model": model,
@@ -253,7 +260,7 @@ def _on_mesh(
             parts *= config.microbatches
             if config.batch_size % (mesh["data"] * parts):
                 continue
-            if memory.peak(remat, config.batch_size, parts) > LARGEST_ESTIMATE * chip.hbm_bytes:
+            if memory.peak(remat, config.batch_size, parts) > LARGEST_RATIO * chip.hbm_bytes:
                 continue
             candidate = Candidate(mesh, remat, parts)
             seconds = _least_seconds(objective, devices, candidate, tpu_slice, boxed)

@@ -2,7 +2,7 @@
 
 What the forward pass keeps is read off the shapes of its derivative. A compiler fuses operations
 and frees arrays early, and needs room of its own: its figure may be smaller or larger by half
-(docs/guides/scale.md has the ratios that were measured). `perf.aot` asks the compiler itself, and
+(LARGEST_RATIO). `perf.aot` asks the compiler itself, and
 `memory_rule` chooses by the estimate.
 """
 
@@ -24,6 +24,8 @@ from var_jax.sampling import batch_size
 from var_jax.train import trainable
 
 REMAT_OF_TOKENIZER = ("none", "full")
+# The largest estimate over the compiler's figure for the same step (docs/guides/scale.md has all).
+LARGEST_RATIO = 1.63
 FLOAT32_BYTES = 4  # per number of parameters, moments and gradients
 
 

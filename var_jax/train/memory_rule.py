@@ -18,8 +18,8 @@ from var_jax.objectives.base import Objective
 from var_jax.train import memory_estimate
 
 AUTO = "auto"
-# The share of a device's memory that the estimate may take: compilers' figures are up to a quarter
-# above it (docs/guides/scale.md).
+# The share of a device's memory that the estimate may take: compilers' figures for training are up
+# to 1.3 times the estimate (docs/guides/scale.md).
 LARGEST_SHARE = 0.6
 
 
