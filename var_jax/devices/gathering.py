@@ -17,12 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
-from var_jax.devices import sharding
+from var_jax.devices import sharding, target
 
 # What a weight of a product has beside "embed", and an embedding or a bias has not.
 WEIGHT_AXES = {"heads", "mlp", "vocab", "code"}
+TILE = (8, 128)  # of an array in a TPU's memory, rows and columns
+TILES = 4  # a part of a reduce-scatter has a multiple of so many
 GATHERED = "gathered_weight"  # the name of whole weights for policies of rematerialization
 
 _policy = contextvars.ContextVar("_policy", default="")  # "" outside of training steps
@@ -95,18 +99,50 @@ class Gather:
         specs = [PartitionSpec(self.rows, *map(axes.get, letters[1:])) for letters in inputs]
 
         def of_device(left, right):
-            parts = jax.lax.psum_scatter(
-                product(left, right),
-                self.axis,
-                scatter_dimension=self.dimension,
-                tiled=True,
-            )
+            parts = self._sum_scattered(product(left, right))
             others = tuple(axis for axis in self.rows if axis != self.axis)
             return jax.lax.psum(parts, others) if others else parts
 
         return jax.shard_map(
             of_device, in_specs=tuple(specs), out_specs=self.stored, check_vma=False
         )(*operands)
+
+    def _sum_scattered(self, array: jax.Array) -> jax.Array:
+        """Returns a device's part of the sum of the devices' arrays of the whole weight's shape."""
+        size, devices = array.shape[self.dimension], jax.lax.axis_size(self.axis)
+        numbers = array.size // size
+        columns = columns_of_tiles(size // devices, numbers) if target.platform() == "tpu" else None
+        if columns is None:
+            return jax.lax.psum_scatter(
+                array, self.axis, scatter_dimension=self.dimension, tiled=True
+            )
+        rows = jnp.moveaxis(array, self.dimension, 0)
+        matrix = jnp.pad(rows.reshape(size, numbers), ((0, 0), (0, columns - numbers)))
+        matrix = with_layout_constraint(matrix, Layout((0, 1)))
+        part = jax.lax.psum_scatter(matrix, self.axis, scatter_dimension=0, tiled=True)
+        part = part[:, :numbers].reshape(-1, *rows.shape[1:])
+        return jnp.moveaxis(part, 0, self.dimension)
+
+
+def columns_of_tiles(rows: int, columns: int) -> int | None:
+    """Returns the columns with which a TPU sums a matrix in parts of so many rows along one ring.
+
+    The TPU compiler makes an all-reduce, which sends twice the bytes, of a reduce-scatter unless
+    each part is whole tiles, in number a multiple of four. A tile is 8 rows by 128 columns, so that
+    the rows of an array of more dimensions, or of a matrix whose columns lie together, are none.
+
+    Args:
+      rows: of a device's part.
+      columns: of the matrix.
+    Returns:
+      at least `columns`; None if the rows are not whole tiles, which further columns do not change.
+    """
+    height, width = TILE
+    if rows % height:
+        return None
+    # The fewest columns of tiles that make the number of tiles a multiple of four.
+    unit = width * (TILES // math.gcd(TILES, rows // height))
+    return -(-columns // unit) * unit
 
 
 def gathered_numbers(boxed: Any, mesh: Mapping[str, int]) -> float:
