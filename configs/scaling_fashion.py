@@ -24,13 +24,15 @@ cooldown. All of its images are different ones up to a budget of one epoch, 60,0
             139 N^-0.551 D^-0.309 B^0.598 for N parameters, D tokens and B images per step
 """
 
+from collections.abc import Sequence
+
 from ml_collections import config_dict
 
 from var_jax.config.train import default_config
 from var_jax.errors import UserError
 from var_jax.sweep import grid
 
-PRESETS = ("sizes", "rates")
+PRESETS = ("sizes", "rates", "small_batches", "long_rates", "corners")
 SIZES = ((2, 8), (2, 16), (2, 24), (2, 40), (3, 48), (3, 72), (4, 88), (4, 128))  # (depth, width)
 IMAGES = (3_200, 6_400, 12_800, 25_600, 51_200)  # that a run trains on: at most 0.85 epochs
 BATCH = 16
@@ -45,6 +47,8 @@ RATE_SIZES = ((2, 16), (2, 24), (2, 40))
 RATE_IMAGES = (3_200, 12_800)
 RATE_BATCHES = (16, 8, 32)
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
+SMALL_BATCHES = (4, 2)
+LONG_IMAGES = (51_200,)  # where the best rates are lower
 
 
 def get_config(arg: str = "sizes") -> config_dict.ConfigDict:
@@ -104,19 +108,39 @@ def get_sweep(arg: str = "sizes") -> list[grid.Overrides]:
         steps = [images // BATCH for images in IMAGES]
         return grid.chain(*(grid.annealed(size, steps, COOLDOWN) for size in sizes))
     if arg == "rates":
+        return _rates(RATE_BATCHES, RATE_FACTORS, RATE_IMAGES)
+    if arg == "small_batches":
+        return _rates(SMALL_BATCHES, RATE_FACTORS[:3], RATE_IMAGES)
+    if arg == "long_rates":
+        return _rates(RATE_BATCHES, (0.25, *RATE_FACTORS[:2]), LONG_IMAGES)
+    if arg == "corners":
+        corners = [(SIZES[0], IMAGES[0]), (SIZES[0], IMAGES[-1]), (SIZES[-1], IMAGES[0])]
         return grid.chain(
             *(
-                grid.annealed(
-                    _size(size) | _rate(size, factor, batch),
-                    [images // batch for images in RATE_IMAGES],
-                    COOLDOWN,
-                )
-                for batch in RATE_BATCHES
-                for size in RATE_SIZES
-                for factor in RATE_FACTORS
+                grid.annealed(_size(size) | _rate(size, factor, BATCH), [images // BATCH], COOLDOWN)
+                for size, images in corners
+                for factor in RATE_FACTORS[:3]
             )
         )
     raise UserError(f"there is no sweep {arg!r}; it must be one of {', '.join(PRESETS)}")
+
+
+def _rates(
+    batches: Sequence[int], factors: Sequence[float], budgets: Sequence[int]
+) -> list[grid.Overrides]:
+    """Returns runs of every rate at every size, batch and budget of images."""
+    return grid.chain(
+        *(
+            grid.annealed(
+                _size(size) | _rate(size, factor, batch),
+                [images // batch for images in budgets],
+                COOLDOWN,
+            )
+            for batch in batches
+            for size in RATE_SIZES
+            for factor in factors
+        )
+    )
 
 
 def _size(size: tuple[int, int]) -> grid.Overrides:

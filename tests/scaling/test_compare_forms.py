@@ -12,6 +12,7 @@ from var_jax.scaling import (
     analysis,
     compare_forms,
     curve_fit,
+    form_fit,
     forms,
     forms_text,
     laws,
@@ -115,7 +116,7 @@ def test_compare_prefers_the_floor_that_the_losses_have():
     hold-out is that of the law itself, and its scatter the larger one."""
     x, y, _ = single(runs=10, noise=0.002)
     law = law_of(x, y)
-    compared = compare_forms.compare(law)
+    compared = compare_forms.compare(law).entry
     entries, best = compared["forms"], compared["best_form"]
     expected = law.summary["holdout_relative_error"]
     assert entries["floor"]["holdout_relative_error"] == pytest.approx(expected, rel=1e-3)
@@ -131,7 +132,7 @@ def test_compare_intervals_have_the_noise_once():
     x, y, _ = single(runs=10, noise=0.01, theta=(0.0, 3.0, 0.2), seed=20)
     law = law_of(x, y)
     assert np.isinf(law.summary["noise_degrees_of_freedom"])
-    entry = compare_forms.compare(law, draws=400)["forms"]["power"]
+    entry = compare_forms.compare(law, draws=400).entry["forms"]["power"]
     design = np.column_stack([np.ones(10), np.log(x[:, 0])])
     values, squares, *_ = np.linalg.lstsq(design, np.log(y), rcond=None)
     others, largest = design[:-1], design[-1]
@@ -155,7 +156,7 @@ def test_compare_predicts_held_out_losses_from_the_kept_runs_alone():
     for factor in (1.1, 1.5):
         other = y.copy()
         other[-1] *= factor
-        entries = compare_forms.compare(law_of(x, other), draws=1)["forms"]
+        entries = compare_forms.compare(law_of(x, other), draws=1).entry["forms"]
         errors = {name: entry["holdout_relative_error"] for name, entry in entries.items()}
         # The loss is worse than predicted, so the error is a share of it.
         predicted.append([other[-1] * (1 - error) for error in errors.values()])
@@ -170,7 +171,7 @@ def test_compare_seldom_tells_the_true_form_from_a_wider_one():
     wrong = 0
     for seed in range(20):
         x, y, _ = joint((6, 4), noise=0.005, seed=seed)
-        best = compare_forms.compare(law_of(x, y), seed=seed)["best_form"]
+        best = compare_forms.compare(law_of(x, y), seed=seed).entry["best_form"]
         above = best["error_above_best"].get("joint")
         wrong += above is not None and above["ci95"][0] > 0
     assert wrong <= 2
@@ -184,7 +185,7 @@ def test_compare_finds_a_data_exponent_that_depends_on_size():
     theta = np.array([1.8, -1.0, 0.35, -1.5, np.log(0.4), 0.15])
     exact = np.exp(forms.SIZE_EXPONENT.log_loss(theta[None], z, np.zeros(2))[0])
     y = exact * np.exp(0.001 * np.random.default_rng(0).normal(size=len(x)))
-    compared = compare_forms.compare(law_of(x, y))
+    compared = compare_forms.compare(law_of(x, y)).entry
     best = compared["best_form"]
     assert best["name"] in ("size_exponent", "farseer")
     assert best["error_above_best"]["joint"]["ci95"][0] > 0
@@ -198,7 +199,7 @@ def test_compare_lists_forms_that_the_runs_do_not_allow():
     them and are named with the reason, in the report too."""
     x, y, _ = single(runs=6, noise=0.002)
     law = law_of(x, y)
-    compared = compare_forms.compare(law)
+    compared = compare_forms.compare(law).entry
     assert "few-runs" in compared["forms"]["m4"]["refused"]
     assert "7 are needed for 6 parameters" in compared["forms"]["broken"]["refused"]
     assert "two_largest" not in compared["best_form"]["statement"]
@@ -209,7 +210,7 @@ def test_compare_lists_forms_that_the_runs_do_not_allow():
 def test_compare_holds_a_floor_that_is_given():
     """A given E is that of every form with one, and is no parameter that runs are needed for."""
     x, y, theta = single(runs=7, noise=0.002)
-    compared = compare_forms.compare(law_of(x, y, floor=theta[0]), theta[0])
+    compared = compare_forms.compare(law_of(x, y, floor=theta[0]), theta[0]).entry
     for name in ("floor", "m4", "broken"):
         assert compared["forms"][name]["parameters"]["E"] == pytest.approx(theta[0])
     assert "refused" not in compared["forms"]["broken"]
@@ -222,7 +223,7 @@ def test_compare_gives_an_outlier_the_weight_that_the_law_gives_it():
     y[5] *= 1.2
     law = law_of(x, y)
     assert np.isfinite(law.summary["noise_degrees_of_freedom"])
-    assert compare_forms.compare(law)["forms"]["floor"]["holdout_relative_error"] < 0.005
+    assert compare_forms.compare(law).entry["forms"]["floor"]["holdout_relative_error"] < 0.005
 
 
 def test_size_exponent_mends_the_hold_out_of_the_committed_sweep():
@@ -230,7 +231,7 @@ def test_size_exponent_mends_the_hold_out_of_the_committed_sweep():
     data that depends on size takes most of that off, and is told from the joint law."""
     sample = select_runs.sample(table.read(str(RUNS)), "loss", ("params", "tokens"))
     law = analysis.analyze("loss~params+tokens", sample, resamples=0)
-    compared = compare_forms.compare(law)
+    compared = compare_forms.compare(law).entry
     errors = {name: entry["holdout_relative_error"] for name, entry in compared["forms"].items()}
     assert errors["joint"] > 0.015 and errors["size_exponent"] < 0.01
     best = compared["best_form"]
@@ -255,9 +256,8 @@ def test_copies_have_the_noise_that_the_law_has():
         for i, ((n, d), loss) in enumerate(zip(x, y, strict=True))
     ]
     sample = select_runs.sample(table.build(rows), "loss", ("params", "tokens"))
-    points = compare_forms._points(sample, np.ones(len(x), bool), fit, 3e-3, np.inf)
-    fits = {forms.JOINT: points.near}
-    copies = compare_forms._copies(fits, points, None, 2000, 0)
+    points = form_fit.points(sample, np.ones(len(x), bool), fit, 3e-3, np.inf, None)
+    copies = form_fit.FittedForm(forms.JOINT, points, points.near).copies(2000, 0)
     off = copies - copies.mean(axis=0)
     order = np.argsort(sample.x[:, 0])
     small, large = order[:6], order[-6:]

@@ -54,6 +54,11 @@ class Law:
         """Name of the fitted column."""
         return self.key.split("~")[0]
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether its intervals are given."""
+        return self.summary["alpha"]["ci95"][0] is not None
+
 
 def problem(sample: Sample, loss: losses.Loss) -> solver.Problem:
     """Returns the fitting problem of a sample, to minimize `loss`."""

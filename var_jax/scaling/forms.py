@@ -309,3 +309,4 @@ FARSEER = Form(
 )
 
 FORMS = {1: (POWER, FLOOR, M4, BROKEN), 2: (JOINT, SIZE_EXPONENT, FARSEER)}
+REPORTED = {1: FLOOR, 2: JOINT}  # the forms of the reported laws, by the number of inputs

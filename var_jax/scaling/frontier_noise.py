@@ -1,46 +1,77 @@
-"""Refuses the interval of a frontier's floor where its runs are too noisy for it.
+"""Withholds the intervals of a frontier's law where its runs are too noisy, for the joint law's.
 
 An envelope of noisy runs has points that share their noise, and follows the luckiest run where
-several sizes are about equally good. Its own scatter shows little of that: an interval of E that
-takes it for the noise is too short. docs/results/interval_coverage.md has how often.
+several sizes are about equally good. Its own scatter shows little of that: intervals that take it
+for the noise are too short. docs/results/interval_coverage.md has how often. The joint law of the
+same runs knows their noise, and has a frontier too, of the same E and of an exponent that follows
+from its own: its intervals are given beside the envelope's law, and instead of its intervals.
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 
+from var_jax.scaling import lack_of_fit, profile_intervals
 from var_jax.scaling.analysis import Law
+from var_jax.scaling.frontier import Cost
+from var_jax.scaling.select_runs import Sample
 
-# Noise of the runs over the drop of the frontier's log loss. Of 60 grids of 48 runs E was held in
-# 92 % at 0.0056, in 88 % at 0.0094 and in 87 % at 0.0188 (var_jax.studies.frontier_coverage).
+# Noise of the runs over the drop of the frontier's log loss. docs/results/interval_coverage.md has
+# the shares of planted laws that intervals hold below it (var_jax.studies.frontier_coverage).
 TOO_NOISY = 0.0075
+PARAMETERS = ("E", "A", "alpha")
 
 
-def refuse_floor(law: Law, joint: Mapping | None):
-    """Withholds E's interval in a law's entry of fit.json, with a warning, if the runs are noisy.
+def noise_over_drop(noise: float, sample: Sample) -> float:
+    """Returns the noise of log losses over the drop of a frontier's log loss."""
+    return noise / float(np.log(sample.y.max() / sample.y.min()))
+
+
+def withhold(law: Law, joint: Law | None, cost: Cost | None):
+    """Withholds the intervals in a law's entry of fit.json, with a warning, if the runs are noisy.
+
+    "by_joint_law" is E and alpha of the joint law's own frontier, where that law is determined and
+    nothing speaks against it.
 
     Args:
       law: a law of compute; one of single runs is left as it is.
-      joint: the entry of the joint law of the same losses, which knows the runs' noise, if any.
+      joint: the joint law of the same losses, which knows the runs' noise, if any.
+      cost: training FLOPs per token, if they are known.
     """
     if not law.sample.curves or law.summary["E"].get("given"):
         return
-    noise = None if joint is None else joint.get("noise")
-    if noise is None:
+    if joint is None:
         law.summary["warnings"].append(
             "frontier-noise-unknown: no joint law of params and tokens tells how much the runs "
             "scatter; where it is more than "
             f"{TOO_NOISY:.2%} of the frontier's drop in log loss, the intervals are too short"
         )
         return
-    drop = float(np.log(law.sample.y.max() / law.sample.y.min()))
-    if noise <= TOO_NOISY * drop:
+    is_right = "undetermined" not in joint.summary and not lack_of_fit.is_misfit(joint.summary)
+    if cost is not None and cost.slope > 0 and is_right:
+        law.summary["by_joint_law"] = _of_joint_law(joint, cost)
+    ratio = noise_over_drop(joint.summary["noise"], law.sample)
+    if ratio <= TOO_NOISY:
         return
-    law.summary["E"]["ci95"] = [None, None]
-    law.summary["warnings"].append(
-        f"noisy-frontier: runs scatter by {noise:.2%} about the joint law, {noise / drop:.1%} of "
-        "the frontier's drop in log loss: an interval of E from an envelope of such runs is too "
-        f"short, and is not given (limit {TOO_NOISY:.2%}); those of A, alpha and predictions are "
-        "somewhat too short as well; see the joint law's"
-    )
+    for name in PARAMETERS:
+        law.summary[name]["ci95"] = [None, None]
+        law.summary[name].pop("bootstrap95", None)
     law.summary.pop("alpha_given_E", None)
+    instead = "those of the joint law's own frontier stand beside it"
+    law.summary["warnings"].append(
+        f"noisy-frontier: runs scatter by {joint.summary['noise']:.2%} about the joint law, "
+        f"{ratio:.1%} of the frontier's drop in log loss (limit {TOO_NOISY:.2%}): intervals from "
+        "an envelope of such runs are too short, and are not given"
+        + (f"; {instead}" if "by_joint_law" in law.summary else "")
+    )
+
+
+def _of_joint_law(joint: Law, cost: Cost) -> dict:
+    """Returns E and the exponent of compute of a joint law's frontier, with their intervals."""
+
+    def log_exponent(theta):
+        alpha, beta = theta[:, 2], theta[:, 4]
+        return np.log(alpha * beta / (alpha + beta * cost.slope))
+
+    ends = np.exp(profile_intervals.profile_quantity(joint.likelihood, log_exponent))
+    value = float(np.exp(log_exponent(joint.likelihood.theta[None])[0]))
+    floor = {name: joint.summary["E"][name] for name in ("value", "ci95")}
+    return {"E": floor, "alpha": {"value": value, "ci95": ends.tolist()}}

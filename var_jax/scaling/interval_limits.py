@@ -4,17 +4,16 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from var_jax.scaling import noise
 from var_jax.scaling.solver import Array
 
 # Degrees of freedom that heavy tails take, and noise that grows for small runs. Each is one fitted
 # number, but that they are chosen where they seem clear makes intervals of 30 runs a little shorter
 # than their coverage allows, which a second degree makes up for.
 NOISE_DEGREES = 2.0
-# Share of the degrees of freedom that is left where runs are too few to show whether their noise
-# grows for small ones (`noise.GROWTH_FREEDOM`). Noise of unequal sizes is known less well than
+# Share of the degrees of freedom that is left of fewer than `FEW`, where runs are too few to show
+# surely whether their noise grows for small ones. Noise of unequal sizes is known less well than
 # their number says; 10 runs whose noise differs by a factor of 4 need this much.
-LEFT_OF_FEW = 0.85
+LEFT_OF_FEW, FEW = 0.85, 20
 
 
 def rise(
@@ -46,6 +45,6 @@ def degrees_of_freedom(
       growth: how the noise grows for small runs; if not zero it is fitted too.
     """
     left = runs - fitted
-    counted = left if left >= noise.GROWTH_FREEDOM else LEFT_OF_FEW * left
+    counted = left if left >= FEW else LEFT_OF_FEW * left
     taken = NOISE_DEGREES * (np.isfinite(tails).astype(float) + (growth != 0))
     return np.maximum(counted - taken, min(left, 1.0))

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 from var_jax.errors import UserError
-from var_jax.scaling import frontier, lack_of_fit, solver
+from var_jax.scaling import form_prediction, frontier, lack_of_fit, solver
 from var_jax.scaling.analysis import Law
+from var_jax.scaling.form_fit import FittedForm
 from var_jax.scaling.frontier import Cost
 from var_jax.scaling.solver import Array
 
@@ -44,7 +45,13 @@ class NextRuns(NamedTuple):
     narrower: float
 
 
-def next_runs(law: Law, cost: Cost, budget: float, target: Float[Array, "2"]) -> NextRuns:
+def next_runs(
+    law: Law,
+    cost: Cost,
+    budget: float,
+    target: Float[Array, "2"],
+    form: FittedForm | None = None,
+) -> NextRuns:
     """Returns the runs within a budget that narrow the prediction at `target` most.
 
     Sizes are those of the law's runs, of which configs exist; tokens go from the fewest of the
@@ -54,29 +61,24 @@ def next_runs(law: Law, cost: Cost, budget: float, target: Float[Array, "2"]) ->
       law: a joint law of params and tokens.
       budget: training FLOPs of all new runs together.
       target: params and tokens of the prediction.
+      form: another form of the law that is to predict, fitted to the same runs, if any.
 
     Raises:
       UserError: the budget does not pay for any run.
     """
-    sizes, tokens = law.sample.x.T
-    grid = np.geomspace(tokens.min(), FARTHER * tokens.max(), TOKEN_BUDGETS)
-    candidates = np.array([[size, count] for size in np.unique(sizes) for count in grid])
-    half_step = np.log(grid[1] / grid[0]) / 2
-    distances = np.abs(np.log(candidates[:, None] / law.sample.x[None]))  # (candidates, runs, 2)
-    is_there = ((distances[..., 0] < 1e-6) & (distances[..., 1] < half_step)).any(axis=1)
-    candidates = candidates[~is_there]
+    candidates = settings(law)
     compute = cost.per_token(candidates[:, 0]) * candidates[:, 1]
     if not len(compute) or compute.min() > budget:
         raise UserError(
             f"--next {budget:g} does not pay for any run; the cheapest of these sizes that the "
             f"table does not have takes {compute.min(initial=np.inf):.3g} FLOPs"
         )
-    direction = _slopes(law, target[None])[0]
-    rows, prior = _rows(law, law.sample.x)
+    direction = _slopes(law, target[None], form)[0]
+    rows, prior = _rows(law, law.sample.x, form)
     weights = law.sample.weights[:, None]
     covariance = np.linalg.pinv(rows.T @ (weights * rows) + np.diag(prior))
     direction = np.concatenate([direction, np.zeros(len(prior) - len(direction))])
-    candidate_rows, _ = _rows(law, candidates)
+    candidate_rows, _ = _rows(law, candidates, form)
     designs = [
         _greedy(candidate_rows, direction, covariance, compute / budget, power)
         for power in COST_POWERS
@@ -86,8 +88,23 @@ def next_runs(law: Law, cost: Cost, budget: float, target: Float[Array, "2"]) ->
     return NextRuns(candidates[chosen], compute[chosen], float(np.sqrt(after / before)))
 
 
+def settings(law: Law) -> Float[Array, "c 2"]:
+    """Returns params and tokens of the runs among which next runs are chosen."""
+    sizes, tokens = law.sample.x.T
+    grid = np.geomspace(tokens.min(), FARTHER * tokens.max(), TOKEN_BUDGETS)
+    candidates = np.array([[size, count] for size in np.unique(sizes) for count in grid])
+    half_step = np.log(grid[1] / grid[0]) / 2
+    distances = np.abs(np.log(candidates[:, None] / law.sample.x[None]))  # (candidates, runs, 2)
+    is_there = ((distances[..., 0] < 1e-6) & (distances[..., 1] < half_step)).any(axis=1)
+    return candidates[~is_there]
+
+
 def plan(
-    law: Law | None, cost: Cost | None, budget: float, predict: Sequence[Mapping[str, float]]
+    law: Law | None,
+    cost: Cost | None,
+    budget: float,
+    predict: Sequence[Mapping[str, float]],
+    form: FittedForm | None = None,
 ) -> dict:
     """Returns the next runs as an entry of fit.json.
 
@@ -97,10 +114,13 @@ def plan(
     Args:
       law: the joint law of the first loss, or None if it is refused or not determined.
       predict: the inputs of the predictions, of params and tokens or of compute.
+      form: the form that the runs tell from that law and that predicts better, if there is one.
+        The prediction is then by that form.
 
     Returns:
-      The law, the target, the budget, the runs and what they narrow; "warnings" says if the law
-      does not describe the runs that it was fitted to.
+      The law, the form, the target, the budget, the runs and what they narrow. There are no runs,
+      and "warnings" says why, if neither the law nor another form describes the runs, or the loss
+      has no minimum at the compute of the target.
 
     Raises:
       UserError: there is no joint law, or the budget does not pay for any run.
@@ -113,38 +133,52 @@ def plan(
     sizes, tokens = law.sample.x.T
     target = {"compute": AHEAD * float((cost.per_token(sizes) * tokens).max())}
     target = next((dict(at) for at in predict if set(at) in TARGETS), target)
-    if "compute" in target:
+    entry = {
+        "law": law.key,
+        "form": "joint" if form is None else form.form.name,
+        "target": target,
+        "budget": budget,
+        "standard_error_ratio": None,
+        "warnings": [],
+        "runs": [],
+    }
+    if form is None and lack_of_fit.is_misfit(law.summary):
+        reason = (
+            f"next-runs-of-misfit: {law.key} does not describe the runs (lack-of-fit), and no "
+            "other form is known to predict better, so that no runs are proposed"
+        )
+        return {**entry, "warnings": [reason]}
+    if "compute" not in target:
+        x = np.array([target["params"], target["tokens"]])
+    elif form is None:
         x = frontier.optimum(law.fit.theta[None], cost, target["compute"])[0]
     else:
-        x = np.array([target["params"], target["tokens"]])
-    runs = next_runs(law, cost, budget, x)
-    entries = []
+        x = form_prediction.optimum(form, cost, target["compute"], sizes)
+        if x is None:
+            reason = (
+                f"next-runs-without-target: by the form {form.form.name} the loss has no minimum "
+                f"at {target['compute']:.3g} FLOPs; name params and tokens with --predict"
+            )
+            return {**entry, "warnings": [reason]}
+    runs = next_runs(law, cost, budget, x, form)
     for (size, count), compute in zip(runs.x, runs.compute, strict=True):
         like = str(law.sample.run[int(np.argmin(np.abs(sizes - size)))])
         inputs = {"params": float(size), "tokens": float(count)}
-        entries.append({"like": like, **inputs, "compute": float(compute)})
-    head = {"law": law.key, "target": target, "budget": budget}
-    warnings = []
-    if lack_of_fit.is_misfit(law.summary):
-        warnings.append(
-            f"next-runs-of-misfit: {law.key} does not describe the runs (lack-of-fit), so that "
-            "what these runs narrow is the prediction of a wrong law"
-        )
-    return {
-        **head,
-        "standard_error_ratio": runs.narrower,
-        "warnings": warnings,
-        "runs": entries,
-    }
+        entry["runs"].append({"like": like, **inputs, "compute": float(compute)})
+    return {**entry, "standard_error_ratio": runs.narrower}
 
 
-def _slopes(law: Law, x: Float[Array, "n 2"]) -> Float[Array, "n p"]:
-    """Returns the derivatives of log losses by the law's fitted parameters."""
+def _slopes(law: Law, x: Float[Array, "n 2"], form: FittedForm | None) -> Float[Array, "n p"]:
+    """Returns the derivatives of log losses by the fitted parameters of the law or the form."""
+    if form is not None:
+        return form.slopes(np.log(x))
     mean, theta = law.likelihood.mean, law.likelihood.theta
     return solver.log_jacobian(theta[None], np.log(x) - mean)[0][:, ~law.likelihood.held]
 
 
-def _rows(law: Law, x: Float[Array, "n 2"]) -> tuple[Float[Array, "n q"], Float[Array, " q"]]:
+def _rows(
+    law: Law, x: Float[Array, "n 2"], form: FittedForm | None
+) -> tuple[Float[Array, "n q"], Float[Array, " q"]]:
     """Returns derivatives over the standard deviation of the noise that runs have alone.
 
     What runs of one size share is a parameter of that size, with a normal prior, so that runs are
@@ -156,7 +190,7 @@ def _rows(law: Law, x: Float[Array, "n 2"]) -> tuple[Float[Array, "n q"], Float[
     Returns:
       The derivatives by the law's parameters and those of the sizes, and the prior's precisions.
     """
-    slopes, sizes = _slopes(law, x), np.unique(law.sample.x[:, 0])
+    slopes, sizes = _slopes(law, x, form), np.unique(law.sample.x[:, 0])
     prior = np.concatenate([np.zeros(slopes.shape[1]), np.ones(len(sizes))])
     of_size = (x[:, :1] == sizes).astype(float)
     maps = law.fit.whitening

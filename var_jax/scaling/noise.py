@@ -38,9 +38,7 @@ SAFETY = 2.0
 # otherwise be taken for noise of the largest ones.
 GROWTHS = np.round(np.arange(0.0, 1.01, 0.2), 2)
 CLEAR_GROWTH = 1.5  # gain at which noise that grows for small runs is chosen
-# Degrees of freedom, n - p, from which noise may grow for small runs. With fewer the growth is
-# known so badly that intervals hold the truth less often with it than without.
-GROWTH_FREEDOM = 20
+GROWTH_FREEDOM = 7  # least degrees of freedom, n - p, with which growth is tried
 
 SHARES = np.round(np.arange(0.0, 0.91, 0.1), 2)  # values of `Whitening.share` that are tried
 # Gain at which runs of one size share noise. It is low, because not to see such noise costs more

@@ -121,7 +121,7 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
             ax.plot(x[above], y[above] - floor, label=label, **POINT)
             ax.plot(grid, line - floor, color=FIT, label=f"law, alpha = {alpha:.3g}")
             ax.set(xscale="log", xlabel=UNITS[name])
-        for ax, reducible in ((left, False), (right, True)):
+        for ax, reducible in ((left, False), (right, True)) if law.has_intervals else ():
             ax.fill_between(
                 grid, *law_band(law, grid, reducible=reducible), color=BAND, alpha=0.2, lw=0
             )

@@ -45,7 +45,7 @@ def predict(
                     "law": key,
                     "at": dict(at),
                     "loss": _loss_prediction(law, x),
-                    "warnings": _extrapolation_warnings(law.sample, x),
+                    "warnings": extrapolation_warnings(law.sample, x),
                 }
             )
         elif set(at) == {"compute"} and len(inputs) == 2 and cost is not None:
@@ -61,6 +61,10 @@ def predict(
 
 
 def _loss_prediction(law: Law, x) -> dict:
+    if not law.has_intervals:
+        nothing = [None, None]
+        value = float(law.fit.predict(x[None])[0])
+        return {"value": value, "ci95": nothing, "new_run95": nothing}
     profile = profile_intervals.profile_prediction(law.likelihood, x)
     return {
         "value": profile.value,
@@ -83,7 +87,7 @@ def _optimum(key: str, law: Law, cost: frontier.Cost, compute: float) -> dict:
             "loss": None,
             "warnings": ["no-optimum: FLOPs per token do not rise with params"],
         }
-    notes = _extrapolation_warnings(law.sample, best)
+    notes = extrapolation_warnings(law.sample, best)
     if cost.scatter > 0.05:
         notes.append(
             f"uneven-cost: FLOPs per token scatter by {cost.scatter:.0%} about a power law of "
@@ -106,7 +110,8 @@ def _optimum_intervals(law: Law, cost: frontier.Cost, compute: float) -> Float[A
     return np.stack([ends, compute / cost.per_token(ends[::-1])])
 
 
-def _extrapolation_warnings(sample: Sample, x) -> list[str]:
+def extrapolation_warnings(sample: Sample, x: Float[Array, " j"]) -> list[str]:
+    """Returns a warning for each input that lies far beyond those of the runs."""
     notes = []
     for name, values, value in zip(sample.inputs, sample.x.T, x, strict=True):
         beyond = max(np.log10(value / values.max()), np.log10(values.min() / value))

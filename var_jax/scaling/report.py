@@ -14,6 +14,7 @@ from var_jax.scaling import (
     analysis,
     checklist,
     compare_forms,
+    form_prediction,
     frontier,
     frontier_noise,
     isoflop_bias,
@@ -30,6 +31,7 @@ from var_jax.scaling import (
     sensitivity,
     tuned_runs,
 )
+from var_jax.scaling.form_fit import FittedForm
 from var_jax.scaling.report_text import plain
 from var_jax.scaling.table import Table
 
@@ -96,6 +98,7 @@ def fit_table(
     best_settings = optima.optima(table, fitted[0])
     table = tuned_runs.at_the_best(table)
     fitted_laws, summaries = {}, {}
+    better: dict[str, FittedForm] = {}
     for column in fitted:
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
@@ -113,12 +116,15 @@ def fit_table(
                 continue
             fitted_laws[key], summaries[key] = law, law.summary
             if forms == "all" or (forms == "first" and column == fitted[0]):
-                law.summary.update(compare_forms.compare(law, floor))
+                compared = compare_forms.compare(law, floor)
+                law.summary.update(compared.entry)
+                if compared.better is not None:
+                    better[key] = compared.better
             law.summary["sensitivity"] += sensitivity.other_counting(table, column, inputs, floor)
+    cost = frontier.cost(table)
     for column in fitted:
         if law := fitted_laws.get(f"{column}~compute"):
-            frontier_noise.refuse_floor(law, summaries.get(f"{column}~params+tokens"))
-    cost = frontier.cost(table)
+            frontier_noise.withhold(law, fitted_laws.get(f"{column}~params+tokens"), cost)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
     curves_by_column = {}
     if "compute" in table.columns:
@@ -156,11 +162,21 @@ def fit_table(
             "exponent": cost.slope,
             "scatter": cost.scatter,
         }
-    result["predictions"] = [p for at in predict for p in prediction.predict(fitted_laws, cost, at)]
+    result["predictions"] = [
+        entry
+        for at in predict
+        for entry in (
+            *prediction.predict(fitted_laws, cost, at),
+            *form_prediction.predict(fitted_laws, better, cost, at),
+        )
+    ]
     if next_budget is not None:
-        joint = fitted_laws.get(f"{fitted[0]}~params+tokens")
+        key = f"{fitted[0]}~params+tokens"
+        joint = fitted_laws.get(key)
         determined = joint is not None and "undetermined" not in joint.summary
-        result["next"] = next_runs.plan(joint if determined else None, cost, next_budget, predict)
+        result["next"] = next_runs.plan(
+            joint if determined else None, cost, next_budget, predict, better.get(key)
+        )
     result["warnings"] = [
         *table.notes,
         *(

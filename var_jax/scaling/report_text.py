@@ -80,6 +80,8 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         if law.get("huber"):
             notes.append(f"- estimator: {law['estimator']}; intervals by {law['interval_method']}")
             notes.append(f"- by {_huber_text(law['huber'])}")
+        if law.get("by_joint_law"):
+            notes.append(f"- the joint law's own frontier: {_joint_frontier(law)}")
         if law.get("selection"):
             notes.append(f"- points: {law['selection']}")
         if law.get("holdout_missing"):
@@ -181,10 +183,16 @@ def prediction_lines(predictions: Sequence[dict]) -> list[str]:
                     label = quantity_name(p["law"])
                 parts.append(f"{label} {_with_interval(value)}{new}")
         lines.append(
-            f"{p['law']} at {at}: {'; '.join(parts)}"
+            f"{p['law']}{_of_form(p)} at {at}: {'; '.join(parts)}"
             + "".join(f" ({note})" for note in p["warnings"])
         )
     return lines
+
+
+def _of_form(entry: Mapping) -> str:
+    """Returns the form that a prediction or a plan is of, where it is not that of the law."""
+    name = entry.get("form", "joint")
+    return "" if name == "joint" else f" of the form {name}"
 
 
 def terminal_lines(result: dict) -> list[str]:
@@ -194,6 +202,8 @@ def terminal_lines(result: dict) -> list[str]:
     for key, law in result["laws"].items():
         lines.append(f"{key}: {law_text(law)}")
         lines += [f"  {note}" for note in law["warnings"]]
+        if law.get("by_joint_law"):
+            lines.append(f"  the joint law's own frontier: {_joint_frontier(law)}")
         if law.get("best_form"):
             lines.append(f"  forms: {law['best_form']['statement']}")
     if "optima" in result:
@@ -207,9 +217,12 @@ def terminal_lines(result: dict) -> list[str]:
 def next_lines(plan: Mapping) -> list[str]:
     """Returns the next runs, a line each, as overrides for `get_sweep` where they are known."""
     at = ", ".join(f"{name} {value:.4g}" for name, value in plan["target"].items())
+    law = f"{plan['law']}{_of_form(plan)}"
+    if not plan["runs"]:
+        return [f"no next runs for {law} at {at}"]
     lines = [
         f"next runs within {plan['budget']:.3g} FLOPs, of up to {next_runs.FARTHER:g} times the "
-        f"longest run's tokens, for {plan['law']} at {at}: its standard error becomes "
+        f"longest run's tokens, for {law} at {at}: its standard error becomes "
         f"{plan['standard_error_ratio']:.2f} times today's"
     ]
     for run in plan["runs"]:
@@ -255,6 +268,12 @@ def _parameter_names(law: Mapping) -> list[str]:
         for name in ("E", "A", "alpha", "B", "beta", "exponent")
         if name in law and not (name == "alpha" and "exponent" in law)
     ]
+
+
+def _joint_frontier(law: Mapping) -> str:
+    return ", ".join(
+        f"{name} {_with_interval(entry)}" for name, entry in law["by_joint_law"].items()
+    )
 
 
 def holdout_text(law: Mapping) -> str:

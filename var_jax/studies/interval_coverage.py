@@ -27,7 +27,7 @@ from var_jax.scaling import (
 )
 from var_jax.scaling.solver import Array
 from var_jax.studies import interval_coverage_reported
-from var_jax.studies.planted_laws import DIRTY, FRONTIERS, STUDIES, Planted, PlantedFrontier
+from var_jax.studies.planted_laws import DIRTY, FRONTIERS, STUDIES, UNSEEN, Planted, PlantedFrontier
 
 BOOTSTRAP_RESAMPLES = 500
 REPORTED, TEXTBOOK, UNBIASED = (
@@ -35,6 +35,12 @@ REPORTED, TEXTBOOK, UNBIASED = (
     "profile, chi-square",
     "profile, chi-square, RSS/(n-p)",
 )
+# Planted laws by the choice of --reported, each with the index of its first, which seeds its noise.
+PLANTED = {
+    "clean": (0, STUDIES),
+    "dirty": (len(STUDIES) + len(FRONTIERS), DIRTY),
+    "unseen": (len(STUDIES) + len(FRONTIERS) + len(DIRTY), UNSEEN),
+}
 METHODS = (REPORTED, TEXTBOOK, UNBIASED, "bootstrap over runs", "BCa")
 
 
@@ -198,8 +204,9 @@ def main():
     parser.add_argument("--only", default="", help="studies whose name contains this")
     parser.add_argument(
         "--reported",
-        choices=("clean", "dirty"),
-        help="only the reported intervals, of laws with normal noise or such as real runs may have",
+        choices=tuple(PLANTED),
+        help="only the reported intervals, of laws with normal noise, with such as real runs may "
+        "have, or of other laws, run counts and noise, which chose nothing in the estimator",
     )
     parser.add_argument(
         "--computed",
@@ -226,11 +233,11 @@ def main():
         return
     # The index of a study seeds its noise, so that no two studies use the same draws.
     if args.reported:
-        first = len(STUDIES) + len(FRONTIERS) if args.reported == "dirty" else 0
+        first, planted_laws = PLANTED[args.reported]
         interval_coverage_reported.study(
             [
                 (planted, (args.seed, first + index))
-                for index, planted in enumerate(DIRTY if args.reported == "dirty" else STUDIES)
+                for index, planted in enumerate(planted_laws)
                 if args.only in planted.name
             ],
             sweeps=args.sweeps,

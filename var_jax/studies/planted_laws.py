@@ -1,6 +1,7 @@
 """Known laws, and synthetic sweeps of them with clean and with dirty noise."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -62,20 +63,32 @@ def outliers(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) 
     return Noise(scale * errors, np.diag(~is_outlier / scale**2))
 
 
-def heteroscedastic(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
-    """Returns normal noise whose standard deviation falls with the first input as a power."""
+def heteroscedastic(
+    logx: Float[Array, "n j"], scale: float, rng: np.random.Generator, spread: float = SPREAD
+) -> Noise:
+    """Returns normal noise whose standard deviation falls with the first input as a power.
+
+    Args:
+      spread: standard deviation at the smallest size over that at the largest.
+    """
     sizes = logx[:, 0]
     place = (sizes - sizes.min()) / np.ptp(sizes)
-    deviations = scale * SPREAD ** (0.5 - place)
+    deviations = scale * spread ** (0.5 - place)
     return Noise(deviations * rng.normal(size=len(logx)), np.diag(deviations**-2))
 
 
-def correlated(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
-    """Returns normal noise with a part that runs of one size share, like branches of a trunk."""
+def correlated(
+    logx: Float[Array, "n j"], scale: float, rng: np.random.Generator, shared: float = SHARED
+) -> Noise:
+    """Returns normal noise with a part that runs of one size share, like branches of a trunk.
+
+    Args:
+      shared: that part's fraction of the variance.
+    """
     _, size = np.unique(logx[:, 0], return_inverse=True)
     common = rng.normal(size=size.max() + 1)[size]
-    errors = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * rng.normal(size=len(logx))
-    covariance = SHARED * (size[:, None] == size) + (1 - SHARED) * np.eye(len(logx))
+    errors = shared**0.5 * common + (1 - shared) ** 0.5 * rng.normal(size=len(logx))
+    covariance = shared * (size[:, None] == size) + (1 - shared) * np.eye(len(logx))
     return Noise(scale * errors, np.linalg.inv(covariance) / scale**2)
 
 
@@ -213,6 +226,38 @@ DIRTY = tuple(
     for kind in kinds
 )
 
+# Laws, run counts and noise that chose nothing in the estimator: neither its thresholds nor its
+# degrees of freedom. The joint law is that of Hoffmann et al. 2022.
+OTHER_NOISE = {
+    "normal": normal,
+    "noise differing 2 times": functools.partial(heteroscedastic, spread=2.0),
+    "noise differing 8 times": functools.partial(heteroscedastic, spread=8.0),
+}
+OTHER_SHARED = {
+    "a quarter shared": functools.partial(correlated, shared=0.25),
+    "three quarters shared": functools.partial(correlated, shared=0.75),
+}
+HOFFMANN = (1.69, float(np.log(406.4)), 0.34, float(np.log(410.7)), 0.28)
+UNSEEN = tuple(
+    Planted(
+        f"VAR's L_last(N), {runs} runs, {name}", VAR_LAST, (18.5e6,), (2e9,), ((runs,),), 2e-3, kind
+    )
+    for runs in (8, 12, 20)
+    for name, kind in OTHER_NOISE.items()
+) + tuple(
+    Planted(
+        f"Hoffmann's joint law, {shape[0]} x {shape[1]} runs, {name}",
+        HOFFMANN,
+        (7e7, 5e9),
+        (1.6e10, 1e11),
+        (shape,),
+        0.005,
+        kind,
+    )
+    for shape in ((4, 3), (6, 4), (7, 6))
+    for name, kind in (OTHER_NOISE | OTHER_SHARED).items()
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class PlantedFrontier(Planted):
@@ -224,7 +269,15 @@ class PlantedFrontier(Planted):
 
     def draw(self, rng: np.random.Generator) -> select_runs.Sample:
         """Draws a synthetic sweep and returns the points of its frontier."""
-        p = super().draw(rng)
+        return self.envelope(super().draw(rng))
+
+    def draw_runs(self, rng: np.random.Generator) -> solver.Problem:
+        """Draws a synthetic sweep and returns its runs, as the joint law's problem."""
+        return super().draw(rng)
+
+    @staticmethod
+    def envelope(p: solver.Problem) -> select_runs.Sample:
+        """Returns the points of the frontier of a sweep's runs."""
         x, y = np.exp(p.logx), np.exp(p.logy)
         rows = [
             {
