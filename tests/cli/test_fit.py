@@ -333,5 +333,7 @@ def test_fit_has_the_facts_that_an_author_states(tmp_path, capsys):
     ]
     assert main([*command, "--fact", "parameters=without embeddings"]) == 0
     assert "| parameters counted | without embeddings |" in (tmp_path / "out/report.md").read_text()
+    assert main([*command, "--fact", "learning rates=tuned"]) == 0
+    assert "| learning rates | tuned |" in (tmp_path / "out/report.md").read_text()
     assert main([*command, "--fact", "size=big"]) == 2
     assert "--fact 'size=big' is not of the form TOPIC=TEXT" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What a reader of report.md and of the command's lines is told."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -77,19 +79,20 @@ def test_report_answers_the_checklist_and_says_what_it_does_not_know(few):
     assert "| without a floor, E = 0 | 0 |" in text
 
 
-def answers_of(**columns):
+def answers_of(facts=(), **columns):
     sizes = np.repeat([1e6, 2e6, 4e6], 2)
     values = {"params": sizes, "tokens": 10 * sizes, **columns}
     records = [
         {"run": f"r{i}", "loss": 2.0, **{name: column[i] for name, column in values.items()}}
         for i in range(len(sizes))
     ]
-    return checklist.checklist(table.build(records), {})
+    runs = dataclasses.replace(table.build(records), facts=dict(facts))
+    return checklist.checklist(runs, {})
 
 
 def test_checklist_reads_rates_and_flops_from_the_columns():
     """Rates that are in the table are named with how many a size has, and FLOPs are compared with
-    6 N D; without such columns they are called not recorded."""
+    6 N D, beside what is stated; without such columns they are called not recorded."""
     sizes = np.repeat([1e6, 2e6, 4e6], 2)
     flops = 6 * sizes * 10 * sizes
     one = answers_of(learning_rate=1e3 / sizes, compute=flops * 1.0001)
@@ -98,6 +101,8 @@ def test_checklist_reads_rates_and_flops_from_the_columns():
     two = answers_of(learning_rate=np.tile([1e-3, 2e-3], 3), compute=flops * np.tile([1, 1.5], 3))
     assert two["learning rates"] == "peaks from 0.001 to 0.002, up to 2 for a number of parameters"
     assert two["FLOPs counted"].startswith("1 to 1.5 times 6 N D")
+    stated = answers_of(compute=flops, facts={"compute": "counted by hand"})
+    assert stated["FLOPs counted"].startswith("counted by hand; by the table's columns: 6 N D")
     none = answers_of()
     assert none["FLOPs counted"].startswith("not recorded")
     assert none["learning rates"].startswith("not recorded")

@@ -118,6 +118,14 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    import threadpoolctl
+
+    # Matrices are small, so that further threads of a library would only wait for each other.
+    with threadpoolctl.threadpool_limits(1):
+        return _fit(args)
+
+
+def _fit(args: argparse.Namespace) -> int:
     from etils import epath
 
     from var_jax.scaling import report, report_text, sweep_runs, table

@@ -34,8 +34,8 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
         "runs in": f"{len(set(table.run))} runs in {len(table)} rows; each law names its points",
         "rows out": f"{len(table.dropped)}: {left_out}{more}" if out else "none",
         "parameters counted": facts.get("parameters", UNKNOWN),
-        "FLOPs counted": facts.get("compute") or _compute(table) or UNKNOWN,
-        "learning rates": facts.get("learning rates") or _learning_rates(table) or UNKNOWN,
+        "FLOPs counted": _both(facts.get("compute", ""), _compute(table)),
+        "learning rates": _both(facts.get("learning rates", ""), _learning_rates(table)),
         "schedules": facts.get("schedules", UNKNOWN),
         "rows of a run": facts.get("rows", "all"),
         "optimizer of the fit": STARTS + starts,
@@ -43,6 +43,13 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
         "intervals": _per_law(fitted, "interval_method"),
         "held-out error": _holdouts(summaries),
     }
+
+
+def _both(stated: str, shown: str) -> str:
+    """Returns what is stated beside what the columns show, so that neither hides the other."""
+    if stated and shown:
+        return f"{stated}; by the table's columns: {shown}"
+    return stated or shown or UNKNOWN
 
 
 def _least(share: float) -> str:

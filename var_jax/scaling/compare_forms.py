@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
     Attributes:
       entry: "forms" and "best_form" of the law's entry in fit.json.
       better: the form that predicts held-out sizes best, fitted to all points, if the runs tell the
-        law's own form from it.
+        law's own form from it; never of a frontier.
     """
 
     entry: dict
@@ -152,6 +152,8 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
     chosen = _best(best, errors, averaged, used)
     own = REPORTED[points.z.shape[1]]
     is_better = own in errors and own is not best and own.name not in chosen["not_told_from"]
+    # The points of an envelope are no runs, so that intervals from copies of them are too short.
+    is_better = is_better and not law.sample.curves
     return Comparison({"forms": entries, "best_form": chosen}, fits[best] if is_better else None)
 
 
