@@ -15,8 +15,12 @@ from var_jax.sweep import plan
 SCALING = Path(__file__).parents[2] / "configs" / "scaling.py"
 
 
-def finished_sweep(directory: Path):
-    """Writes the files of the runs of `fashion`, trunks and branches, with planted losses."""
+def finished_sweep(directory: Path, shared: float = 0.0):
+    """Writes the files of the runs of `fashion`, trunks and branches, with planted losses.
+
+    Args:
+      shared: standard deviation of the log loss that the runs of one size have in common.
+    """
     module = load_module(SCALING)
     runs = plan.expand(
         module.get_sweep("fashion"), lambda flags: read_config(f"{SCALING}:fashion", flags), "w"
@@ -28,7 +32,9 @@ def finished_sweep(directory: Path):
         tokens_per_step = config.batch_size * config.tokenizer.scales.total
         per_step = flops.train_flops_per_image(config.transformer) * config.batch_size
         tokens = tokens_per_step * config.steps
-        loss = (1.8 + 90 * params**-0.47 + 1400 * tokens**-0.55) * np.exp(1e-3 * rng.normal())
+        common = shared * np.random.default_rng(params).normal()
+        exact = 1.8 + 90 * params**-0.47 + 1400 * tokens**-0.55
+        loss = exact * np.exp(1e-3 * rng.normal() + common)
         meta = {
             "params": {"total": params, "body": params},
             "tokens_per_step": tokens_per_step,
@@ -101,3 +107,37 @@ def test_sweep_takes_the_next_runs_of_a_sweep_with_branches(tmp_path, capsys):
     for run, override in zip(proposed, overrides, strict=True):
         tokens = override["steps"] * override["batch_size"] * 130
         assert abs(tokens / run["tokens"] - 1) < 0.01
+
+
+def test_sizes_between_those_of_a_sweep_are_proposed_where_sizes_share_noise(tmp_path):
+    """Runs of one size share most of their noise, so that some next runs are of sizes that the
+    sweep does not have: their overrides are a transformer of about as many parameters, with a
+    rate between those of both neighbors, by the directory and by the sweep's config alike."""
+    finished_sweep(tmp_path / "sweep", shared=0.01)
+    options = ["--resamples", "0", "--forms", "none", "--next", "2e13"]
+    for name, more in (("o", ()), ("c", ("--sweep", f"{SCALING}:fashion"))):
+        out = ["--out", str(tmp_path / name)]
+        assert main(["fit", str(tmp_path / "sweep"), *out, *options, *more]) == 0
+    proposed, of_config = (
+        json.loads((tmp_path / name / "fit.json").read_text())["next"]["runs"] for name in "oc"
+    )
+    assert [run["overrides"] for run in proposed] == [run["overrides"] for run in of_config]
+    new = [run for run in proposed if "between" in run]
+    assert new
+    for run in new:
+        flags = [f"--config.{key}={value}" for key, value in run["overrides"].items()]
+        config = read_config(f"{SCALING}:fashion", flags)
+        params = flops.param_count(config.transformer)["total"]
+        assert abs(np.log(params / run["params"])) < 0.3
+        rates, widths = zip(
+            *(
+                (end["optimizer"]["base_lr"], end["transformer"]["width"])
+                for end in (
+                    json.loads((tmp_path / "sweep" / end["run"] / "config.json").read_text())
+                    for end in run["between"]
+                )
+            ),
+            strict=True,
+        )
+        assert min(rates) <= config.optimizer.base_lr <= max(rates)
+        assert min(widths) <= config.transformer.width <= max(widths)

@@ -199,9 +199,10 @@ def test_report_has_the_test_and_its_warning():
     assert any(line.startswith("lack-of-fit") for line in summary["warnings"])
 
 
-def test_misfit_corrects_no_minima_and_warns_above_the_next_runs():
+def test_misfit_corrects_no_minima_and_plans_no_runs():
     """Where the joint law does not describe the runs, IsoFLOP minima stay those of their parabolas,
-    and the report warns above the runs that it proposes. A law that describes them corrects."""
+    and the report proposes no runs and says why, unless another form is better, whose plan it then
+    is. A law that describes the runs corrects and plans."""
     reports = {}
     for interaction in (0.0, 0.08):
         p = seeds_of_small_sizes(interaction=interaction)
@@ -210,9 +211,12 @@ def test_misfit_corrects_no_minima_and_warns_above_the_next_runs():
             {"run": f"r{i}", "params": n, "tokens": d, "compute": 6 * n * d, "loss": loss}
             for i, ((n, d), loss) in enumerate(zip(x, y, strict=True))
         ]
-        result, _ = report.fit_table(table.build(rows), resamples=0, next_budget=1e21)
-        reports[interaction] = report_text.plain(result)
-    right, wrong = reports[0.0], reports[0.08]
+        for forms in ("first", "none"):
+            result, _ = report.fit_table(
+                table.build(rows), resamples=0, next_budget=1e21, forms=forms
+            )
+            reports[interaction, forms] = report_text.plain(result)
+    right, wrong, better = reports[0.0, "none"], reports[0.08, "none"], reports[0.08, "first"]
     assert isoflop_bias.MISFIT not in right["isoflop"]["loss"]["warnings"]
     assert all("bias" in minimum for minimum in right["isoflop"]["loss"]["minima"])
     assert right["next"]["warnings"] == []
@@ -221,7 +225,10 @@ def test_misfit_corrects_no_minima_and_warns_above_the_next_runs():
     assert not any("bias" in minimum for minimum in wrong["isoflop"]["loss"]["minima"])
     (line,) = wrong["next"]["warnings"]
     assert line.startswith("next-runs-of-misfit: loss~params+tokens")
+    assert not wrong["next"]["runs"] and right["next"]["runs"]
     text = report_text.markdown(wrong, [], "runs.csv")
-    assert text.index("## Next runs") < text.index(line) < text.index("Next runs within")
+    assert text.index("## Next runs") < text.index(line) < text.index("No next runs")
     printed = report_text.terminal_lines(wrong)
-    assert printed[printed.index(line) + 1].startswith("next runs within")
+    assert printed[printed.index(line) + 1].startswith("no next runs")
+    assert better["next"]["form"] != "joint" and better["next"]["runs"]
+    assert better["next"]["warnings"] == []

@@ -12,7 +12,7 @@ example:
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from var_jax.errors import UserError
 
@@ -183,14 +183,13 @@ def _fit(args: argparse.Namespace) -> int:
             forms=args.forms,
         )
         if "next" in result and args.sweep:
-            proposed = result["next"]["runs"]
-            for entry, member in zip(proposed, _members(args.sweep, proposed), strict=True):
-                entry["overrides"] = member
+            _give_overrides(result["next"]["runs"], _members(args.sweep))
         elif "next" in result and epath.Path(args.source).is_dir():
-            for entry in result["next"]["runs"]:
-                entry["overrides"] = sweep_runs.overrides(
-                    epath.Path(args.source), entry["like"], entry["tokens"]
-                )
+            sweep = epath.Path(args.source)
+            _give_overrides(
+                result["next"]["runs"],
+                lambda run, _, tokens: sweep_runs.overrides(sweep, run, tokens),
+            )
     _give_seeds(result.get("next", {}).get("runs", ()))
     report.write(args.out, result, pictures, args.source)
     for line in report_text.terminal_lines(result):
@@ -214,15 +213,33 @@ def _facts(stated: Sequence[str]) -> dict[str, str]:
     return facts
 
 
-def _members(config: str, proposed: list[dict]) -> list[dict]:
-    """Returns the proposed runs as overrides of a sweep's base."""
+def _members(config: str) -> Callable[[str, float, float], dict]:
+    """Returns what gives a sweep's run of some parameters and tokens, as overrides of its base."""
     from var_jax.cli import sweep_family
     from var_jax.cli.args import read_config
     from var_jax.sweep import next_members, plan
 
     planned = plan.expand(sweep_family.read(config), lambda flags: read_config(config, flags), "")
-    sizes = [(entry["params"], entry["tokens"]) for entry in proposed]
-    return next_members.members(planned, sizes)
+    return lambda _, params, tokens: next_members.members(planned, [(params, tokens)])[0]
+
+
+def _give_overrides(proposed: Sequence[dict], of_run: Callable[[str, float, float], dict]):
+    """Gives each proposed run the overrides of its size and tokens.
+
+    Args:
+      of_run: the overrides of a run of the table by its name, params and the tokens that it gets.
+    """
+    from var_jax.scaling import sweep_runs
+
+    for entry in proposed:
+        params, tokens = entry["params"], entry["tokens"]
+        if "between" not in entry:
+            entry["overrides"] = of_run(entry["like"], params, tokens)
+            continue
+        below, above = entry["between"]
+        share = math.log(params / below["params"]) / math.log(above["params"] / below["params"])
+        ends = [of_run(end["run"], end["params"], tokens) for end in (below, above)]
+        entry["overrides"] = sweep_runs.between(*ends, share) if all(ends) else {}
 
 
 def _give_seeds(proposed: Sequence[dict]):

@@ -20,22 +20,20 @@ more where the curve is not the truth.
 docs/results/law_forms.md has how often planted forms are found.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from var_jax.scaling import analysis, estimate, form_fit, lack_of_fit, losses, profile_intervals
+from var_jax.scaling import form_fit, form_holdout, lack_of_fit
 from var_jax.scaling.analysis import Law
-from var_jax.scaling.form_fit import FittedForm, Points
+from var_jax.scaling.form_fit import FittedForm
+from var_jax.scaling.form_holdout import HeldOut, HeldOuts
 from var_jax.scaling.forms import FORMS, REPORTED, Form
-from var_jax.scaling.select_runs import MIN_SIZES
 from var_jax.scaling.solver import Array
 
 DRAWS = 100
-HOLDOUTS = {"largest": 1, "two_largest": 2}
 TIE_DIGITS = 4  # of a relative error
 
 
@@ -52,34 +50,6 @@ class Comparison(NamedTuple):
     better: FittedForm | None
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """What a form that was fitted without the largest sizes predicts of them."""
-
-    fitted: FittedForm
-
-    @property
-    def _logx(self) -> Float[Array, "m j"]:
-        points = self.fitted.points
-        return (points.z + points.center)[~points.inside]
-
-    @property
-    def log_errors(self) -> Float[Array, " m"]:
-        """Predicted minus measured log losses."""
-        points = self.fitted.points
-        return self.fitted.log_loss(self._logx) - points.logy[~points.inside]
-
-    @property
-    def error(self) -> float:
-        """Mean relative error."""
-        return float(np.mean(np.abs(np.expm1(self.log_errors))))
-
-    def of_copies(self, copies: Float[Array, "d n"]) -> Float[Array, " d"]:
-        """Returns the mean relative errors in noisy copies of all losses."""
-        off = self.fitted.of_copies(copies, self._logx) - copies[:, ~self.fitted.points.inside]
-        return np.mean(np.abs(np.expm1(off)), axis=1)
-
-
 def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int = 0) -> Comparison:
     """Returns how forms of a law predict its largest sizes.
 
@@ -92,69 +62,66 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
     noise = law.summary["noise"], law.summary["noise_degrees_of_freedom"]
     every_row = np.ones(len(law.sample.y), bool)
     points = form_fit.points(law.sample, every_row, law.fit, *noise, floor)
-    group, sizes = law.sample.group.astype(str), law.sample.x[:, 0]
-    by_size = sorted(set(group), key=lambda name: -sizes[group == name].max())
-    left_out = {name: np.isin(group, by_size[:count]) for name, count in HOLDOUTS.items()}
-
     forms = FORMS[points.z.shape[1]]
-    reasons = {form: _too_few(form, law, every_row, points) for form in forms}
+    reasons = {form: form_holdout.too_few(form, law, every_row, points) for form in forms}
     fits = {form: form_fit.fit(form, points) for form in forms if reasons[form] is None}
-    refused = {
-        name: {form: _too_few(form, law, ~out, points) for form in fits}
-        for name, out in left_out.items()
-    }
-    held: dict[str, dict[Form, HeldOut]] = {}
-    for name, out in left_out.items():
-        judged = [form for form in fits if refused[name][form] is None]
-        rest = _rest(law, ~out, floor, name) if judged else points
-        held[name] = {form: HeldOut(form_fit.fit(form, rest)) for form in judged}
-
-    used = [name for name in HOLDOUTS if len(held[name]) == len(held["largest"])]
-    errors = {
-        form: float(np.mean([held[name][form].error for name in used])) for form in held["largest"]
-    }
+    held = form_holdout.hold_out(law, points, fits)
     # Of forms with the same error, such as M4 at its limit, the one with fewer parameters.
+    errors = held.errors
     best = min(
         errors,
         key=lambda form: (round(errors[form], TIE_DIGITS), len(form.names)),
         default=None,
     )
-    noisy: dict[str, dict[Form, Float[Array, " d"]]] = {}
-    if best is not None:
-        copies = fits[best].copies(draws, seed)
-        noisy = {
-            name: {form: part.of_copies(copies) for form, part in parts.items()}
-            for name, parts in held.items()
-        }
-    entries: dict[str, dict] = {}
-    for form in forms:
-        entries[form.name] = entry = {"form": form.text, "source": form.source}
-        if form not in fits:
-            entry["refused"] = reasons[form]
-            continue
-        fitted = fits[form]
-        squares = fitted.residuals**2
-        entry["parameters"] = form.published(fitted.theta, points.center)
-        entry["in_sample"] = float(np.sqrt(np.average(squares, weights=points.weights)))
-        entry["lack_of_fit"] = lack_of_fit.entry(_tested(law, fitted))
-        for name in HOLDOUTS:
-            part = entry if name == "largest" else entry.setdefault(name, {})
-            if form not in held[name]:
-                part["refused"] = refused[name][form]
-                continue
-            part["holdout_relative_error"] = held[name][form].error
-            part["ci95"] = _interval(noisy[name][form])
-        if form in held["largest"]:
-            entry["error_over_drop"] = _over_drop(law, held["largest"][form])
+    entries = {form.name: {"form": form.text, "source": form.source} for form in forms}
+    for form, reason in reasons.items():
+        entries[form.name] |= (
+            {"refused": reason} if form not in fits else _fit_entry(law, fits[form])
+        )
     if best is None:
+        for form in fits:
+            entries[form.name] |= _holdout_entry(law, form, held, {})
         return Comparison({"forms": entries, "best_form": None}, None)
-    averaged = {form: np.mean([noisy[name][form] for name in used], axis=0) for form in errors}
-    chosen = _best(best, errors, averaged, used)
+    noisy = held.of_copies(fits[best].copies(draws, seed))
+    for form in fits:
+        entries[form.name] |= _holdout_entry(law, form, held, noisy)
+    chosen = _best(best, held, noisy)
     own = REPORTED[points.z.shape[1]]
     is_better = own in errors and own is not best and own.name not in chosen["not_told_from"]
     # The points of an envelope are no runs, so that intervals from copies of them are too short.
     is_better = is_better and not law.sample.curves
     return Comparison({"forms": entries, "best_form": chosen}, fits[best] if is_better else None)
+
+
+def _fit_entry(law: Law, fitted: FittedForm) -> dict:
+    """Returns what fit.json has of a form's fit to all points."""
+    points = fitted.points
+    squares = np.average(fitted.residuals**2, weights=points.weights)
+    return {
+        "parameters": fitted.form.published(fitted.theta, points.center),
+        "in_sample": float(np.sqrt(squares)),
+        "lack_of_fit": lack_of_fit.entry(_tested(law, fitted)),
+    }
+
+
+def _holdout_entry(
+    law: Law,
+    form: Form,
+    held: HeldOuts,
+    noisy: Mapping[str, Mapping[Form, Float[Array, " d"]]],
+) -> dict:
+    """Returns what fit.json has of a form's held-out errors; "largest" is not nested."""
+    parts = {}
+    for name, judged in held.judged.items():
+        if form in judged:
+            error = {"holdout_relative_error": judged[form].error}
+            parts[name] = error | {"ci95": _interval(noisy[name][form])}
+        else:
+            parts[name] = {"refused": held.refused[name][form]}
+    entry = parts["largest"] | {"two_largest": parts["two_largest"]}
+    if form in held.judged["largest"]:
+        entry["error_over_drop"] = _over_drop(law, held.judged["largest"][form])
+    return entry
 
 
 def _tested(law: Law, fitted: FittedForm) -> lack_of_fit.LackOfFit | None:
@@ -166,36 +133,6 @@ def _tested(law: Law, fitted: FittedForm) -> lack_of_fit.LackOfFit | None:
         law.sample.weights,
         fitted.points.free(fitted.form),
     )
-
-
-def _rest(law: Law, inside: Bool[Array, " n"], floor: float | None, name: str) -> Points:
-    """Returns the points with what is known of them from the kept ones alone."""
-    remaining = law.sample.where(inside)
-    fit = law.without_largest if name == "largest" else None
-    if fit is None:
-        fit = estimate.fit(analysis.problem(remaining, losses.StudentT()), floor, check=False)
-    likelihood = profile_intervals.likelihood(analysis.problem(remaining, fit.loss), fit, floor)
-    noise = likelihood.noise, likelihood.noise_freedom
-    return form_fit.points(law.sample, inside, fit, *noise, floor)
-
-
-def _too_few(form: Form, law: Law, rows: Bool[Array, " n"], points: Points) -> str | None:
-    """Returns why these rows do not allow the form, or None."""
-    free = points.free(form)
-    runs = law.sample.weights[rows].sum()
-    # An envelope's grid has any number of points, of which its runs are what is independent.
-    sizes = len(np.unique(law.sample.x[rows, 0]))
-    if law.sample.curves:
-        sizes = len(set(law.sample.group[rows]))
-    where = "" if rows.all() else "without the held-out sizes "
-    if runs < free + 1 - 1e-9:
-        return f"few-runs: {where}{runs:.3g} runs; {free + 1} are needed for {free} parameters"
-    if sizes < MIN_SIZES:
-        name = "curves" if law.sample.curves else law.sample.inputs[0]
-        return f"few-sizes: {where}{sizes} different {name}; {MIN_SIZES} are needed"
-    if law.sample.x.shape[1] == 1 and not law.sample.curves and sizes <= free:
-        return f"few-sizes: {where}{sizes} sizes; {free + 1} are needed for {free} parameters"
-    return None
 
 
 def _interval(noisy: Float[Array, " d"]) -> list[float]:
@@ -213,22 +150,20 @@ def _over_drop(law: Law, held: HeldOut) -> float | None:
 
 
 def _best(
-    best: Form,
-    errors: Mapping[Form, float],
-    noisy: Mapping[Form, Float[Array, " d"]],
-    used: list[str],
+    best: Form, held: HeldOuts, noisy: Mapping[str, Mapping[Form, Float[Array, " d"]]]
 ) -> dict:
     """Returns the entry "best_form" of fit.json.
 
-    The error is the mean over both hold-outs where all forms that predict the largest size predict
-    the two largest too, else that of the largest alone. Two forms are told apart if the 95 %
-    interval of the difference of their errors, over the same draws of noise, is above zero.
+    Two forms are told apart if the 95 % interval of the difference of their errors, over the same
+    draws of noise, is above zero.
     """
+    errors, used = held.errors, held.used
+    averaged = {form: np.mean([noisy[name][form] for name in used], axis=0) for form in errors}
     close, differences = [], {}
     for form in errors:
         if form is best:
             continue
-        ends = _interval(noisy[form] - noisy[best])
+        ends = _interval(averaged[form] - averaged[best])
         differences[form.name] = {"value": errors[form] - errors[best], "ci95": ends}
         if ends[0] <= 0:
             close.append(form.name)

@@ -25,6 +25,7 @@ from var_jax.scaling.solver import Array
 TOKEN_BUDGETS = 25  # token budgets of each size among which a run is chosen
 FARTHER = 4.0  # longest proposed run in tokens over the longest of the table
 MOST_RUNS = 12
+BETWEEN = 2  # further sizes between each two, where runs of one size share noise
 AHEAD = 10.0
 TARGETS = ({"compute"}, {"params", "tokens"})
 FIRST_SEED = 100  # of the new runs; those of a sweep's own repetitions are small
@@ -54,8 +55,7 @@ def next_runs(
 ) -> NextRuns:
     """Returns the runs within a budget that narrow the prediction at `target` most.
 
-    Sizes are those of the law's runs, of which configs exist; tokens go from the fewest of the
-    runs to `FARTHER` times the most.
+    Sizes are those of `sizes`; tokens go from the fewest of the runs to `FARTHER` times the most.
 
     Args:
       law: a joint law of params and tokens.
@@ -90,13 +90,28 @@ def next_runs(
 
 def settings(law: Law) -> Float[Array, "c 2"]:
     """Returns params and tokens of the runs among which next runs are chosen."""
-    sizes, tokens = law.sample.x.T
+    tokens = law.sample.x[:, 1]
     grid = np.geomspace(tokens.min(), FARTHER * tokens.max(), TOKEN_BUDGETS)
-    candidates = np.array([[size, count] for size in np.unique(sizes) for count in grid])
+    candidates = np.array([[size, count] for size in sizes(law) for count in grid])
     half_step = np.log(grid[1] / grid[0]) / 2
     distances = np.abs(np.log(candidates[:, None] / law.sample.x[None]))  # (candidates, runs, 2)
     is_there = ((distances[..., 0] < 1e-6) & (distances[..., 1] < half_step)).any(axis=1)
     return candidates[~is_there]
+
+
+def sizes(law: Law) -> Float[Array, " s"]:
+    """Returns the params of next runs, in ascending order.
+
+    They are those of the law's runs, of which configs exist. Where runs of one size share noise,
+    more runs of a size tell little, and there are `BETWEEN` more sizes between each two.
+    """
+    known = np.unique(law.sample.x[:, 0])
+    maps = law.fit.whitening
+    if maps is None or not maps.is_shared:
+        return known
+    place = np.arange((BETWEEN + 1) * (len(known) - 1) + 1) / (BETWEEN + 1)
+    logs = np.interp(place, np.arange(len(known)), np.log(known))
+    return np.where(place % 1 == 0, known[np.round(place).astype(int)], np.exp(logs))
 
 
 def plan(
@@ -130,8 +145,8 @@ def plan(
             "--next needs a determined joint law of params and tokens, and compute; run without "
             "--next to see why there is none"
         )
-    sizes, tokens = law.sample.x.T
-    target = {"compute": AHEAD * float((cost.per_token(sizes) * tokens).max())}
+    params, tokens = law.sample.x.T
+    target = {"compute": AHEAD * float((cost.per_token(params) * tokens).max())}
     target = next((dict(at) for at in predict if set(at) in TARGETS), target)
     entry = {
         "law": law.key,
@@ -153,7 +168,7 @@ def plan(
     elif form is None:
         x = frontier.optimum(law.fit.theta[None], cost, target["compute"])[0]
     else:
-        x = form_prediction.optimum(form, cost, target["compute"], sizes)
+        x = form_prediction.optimum(form, cost, target["compute"], params)
         if x is None:
             reason = (
                 f"next-runs-without-target: by the form {form.form.name} the loss has no minimum "
@@ -162,10 +177,26 @@ def plan(
             return {**entry, "warnings": [reason]}
     runs = next_runs(law, cost, budget, x, form)
     for (size, count), compute in zip(runs.x, runs.compute, strict=True):
-        like = str(law.sample.run[int(np.argmin(np.abs(sizes - size)))])
         inputs = {"params": float(size), "tokens": float(count)}
-        entry["runs"].append({"like": like, **inputs, "compute": float(compute)})
+        run = {**_like(law, size), **inputs, "compute": float(compute)}
+        entry["runs"].append(run)
     return {**entry, "standard_error_ratio": runs.narrower}
+
+
+def _like(law: Law, size: float) -> dict:
+    """Returns the run of the law whose size is nearest.
+
+    For a size that no run has, "between" is the runs of the next smaller and the next larger size.
+    """
+    params, names = law.sample.x[:, 0], law.sample.run.astype(str)
+    like = {"like": str(names[int(np.argmin(np.abs(np.log(params / size))))])}
+    if (params == size).any():
+        return like
+    ends = params[params < size].max(), params[params > size].min()
+    between = [
+        {"run": str(names[int(np.argmax(params == end))]), "params": float(end)} for end in ends
+    ]
+    return {**like, "between": between}
 
 
 def _slopes(law: Law, x: Float[Array, "n 2"], form: FittedForm | None) -> Float[Array, "n p"]:
@@ -190,9 +221,9 @@ def _rows(
     Returns:
       The derivatives by the law's parameters and those of the sizes, and the prior's precisions.
     """
-    slopes, sizes = _slopes(law, x, form), np.unique(law.sample.x[:, 0])
-    prior = np.concatenate([np.zeros(slopes.shape[1]), np.ones(len(sizes))])
-    of_size = (x[:, :1] == sizes).astype(float)
+    slopes, groups = _slopes(law, x, form), sizes(law)
+    prior = np.concatenate([np.zeros(slopes.shape[1]), np.ones(len(groups))])
+    of_size = (x[:, :1] == groups).astype(float)
     maps = law.fit.whitening
     if maps is None:
         return np.concatenate([slopes, 0 * of_size], axis=1), prior

@@ -226,7 +226,10 @@ def next_lines(plan: Mapping) -> list[str]:
         f"{plan['standard_error_ratio']:.2f} times today's"
     ]
     for run in plan["runs"]:
-        text = f"{run['params']:.4g} parameters as run {run['like']}, {run['tokens']:.3g} tokens"
+        like = f"as run {run['like']}"
+        if "between" in run:
+            like = "between runs " + " and ".join(end["run"] for end in run["between"])
+        text = f"{run['params']:.4g} parameters {like}, {run['tokens']:.3g} tokens"
         if "overrides" in run:
             text = str(run["overrides"])
         lines.append(f"  {text} ({run['compute']:.3g} FLOPs)")

@@ -9,6 +9,7 @@ chosen, as `var-jax fit` does.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from var_jax.scaling import (
     select_runs,
     solver,
     table,
+    whitening,
 )
 from var_jax.scaling.solver import Array
 from var_jax.studies import study_command
@@ -134,19 +136,27 @@ def spaced(count: int) -> Float[Array, "k 2"]:
     return np.stack([sizes, BUDGET / count / 6 / sizes], axis=1)
 
 
+def _of_shared_noise() -> analysis.Law:
+    """Returns a law of these runs for which all sizes that may be proposed are possible."""
+    law = fitted(KEPT, CASES[0].log_loss(KEPT))
+    maps = whitening.independent(np.log(KEPT), np.ones(len(KEPT)))
+    maps = dataclasses.replace(maps, share=np.array(0.5))
+    return dataclasses.replace(law, fit=dataclasses.replace(law.fit, whitening=maps))
+
+
 def simulate(case: Case, seed: int) -> dict[str, Prediction]:
     """Returns the predictions of one noisy sweep without new runs, with chosen and with spaced."""
     target = target_of(case)
     # Noise of all runs that may be made is drawn at once, as runs of one size share some.
     possible = [KEPT, *map(spaced, SPACED)]
-    first = fitted(KEPT, case.log_loss(KEPT))
-    possible.append(next_runs.settings(first))
+    possible.append(next_runs.settings(_of_shared_noise()))
     x = np.concatenate(possible)
     logy = case.log_loss(x) + case.kind(np.log(x), NOISE, np.random.default_rng(seed)).errors
     base = np.arange(len(KEPT))
     law = fitted(x[base], logy[base])
     runs = next_runs.next_runs(law, COST, BUDGET, target, fitted_form(law, case.form))
     off = np.abs(np.log(x[None] / runs.x[:, None])).max(axis=-1)
+    assert off.min(axis=1).max() < 1e-6, "a proposed run is not among those that were drawn"
     designs = {"none": base[:0], "chosen": off.argmin(axis=1)}
     start = len(base)
     for count in SPACED:
