@@ -47,7 +47,6 @@ RATE_SIZES = ((2, 16), (2, 24), (2, 40))
 RATE_IMAGES = (3_200, 12_800)
 RATE_BATCHES = (16, 8, 32)
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
-SMALL_BATCHES = (4, 2)
 LONG_IMAGES = (51_200,)  # where the best rates are lower
 
 
@@ -110,7 +109,10 @@ def get_sweep(arg: str = "sizes") -> list[grid.Overrides]:
     if arg == "rates":
         return _rates(RATE_BATCHES, RATE_FACTORS, RATE_IMAGES)
     if arg == "small_batches":
-        return _rates(SMALL_BATCHES, RATE_FACTORS[:3], RATE_IMAGES)
+        return grid.chain(
+            _rates((4,), RATE_FACTORS[:3], RATE_IMAGES),
+            _rates((2,), (0.25, *RATE_FACTORS), RATE_IMAGES),
+        )
     if arg == "long_rates":
         return _rates(RATE_BATCHES, (0.25, *RATE_FACTORS[:2]), LONG_IMAGES)
     if arg == "corners":

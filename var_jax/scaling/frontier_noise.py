@@ -16,7 +16,7 @@ from var_jax.scaling.select_runs import Sample
 
 # Noise of the runs over the drop of the frontier's log loss. docs/results/interval_coverage.md has
 # the shares of planted laws that intervals hold below it (var_jax.studies.frontier_coverage).
-TOO_NOISY = 0.0075
+TOO_NOISY = 0.005
 PARAMETERS = ("E", "A", "alpha")
 
 
@@ -47,13 +47,15 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None):
         return
     is_right = "undetermined" not in joint.summary and not lack_of_fit.is_misfit(joint.summary)
     if cost is not None and cost.slope > 0 and is_right:
-        law.summary["by_joint_law"] = _of_joint_law(joint, cost)
+        law.summary["by_joint_law"] = {
+            "E": {name: joint.summary["E"][name] for name in ("value", "ci95")},
+            "alpha": exponent(joint.likelihood, cost),
+        }
     ratio = noise_over_drop(joint.summary["noise"], law.sample)
     if ratio <= TOO_NOISY:
         return
     for name in PARAMETERS:
         law.summary[name]["ci95"] = [None, None]
-        law.summary[name].pop("bootstrap95", None)
     law.summary.pop("alpha_given_E", None)
     instead = "those of the joint law's own frontier stand beside it"
     law.summary["warnings"].append(
@@ -64,14 +66,17 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None):
     )
 
 
-def _of_joint_law(joint: Law, cost: Cost) -> dict:
-    """Returns E and the exponent of compute of a joint law's frontier, with their intervals."""
+def exponent(joint: profile_intervals.Likelihood, cost: Cost) -> dict:
+    """Returns the exponent of compute of a joint law's own frontier, with its interval.
+
+    The loss of N and D that cost N^s D falls as compute to the power -alpha beta / (alpha + beta s)
+    where it is lowest (Hoffmann et al. 2022, equation 4, for s = 1).
+    """
 
     def log_exponent(theta):
         alpha, beta = theta[:, 2], theta[:, 4]
         return np.log(alpha * beta / (alpha + beta * cost.slope))
 
-    ends = np.exp(profile_intervals.profile_quantity(joint.likelihood, log_exponent))
-    value = float(np.exp(log_exponent(joint.likelihood.theta[None])[0]))
-    floor = {name: joint.summary["E"][name] for name in ("value", "ci95")}
-    return {"E": floor, "alpha": {"value": value, "ci95": ends.tolist()}}
+    ends = np.exp(profile_intervals.profile_quantity(joint, log_exponent))
+    value = float(np.exp(log_exponent(joint.theta[None])[0]))
+    return {"value": value, "ci95": ends.tolist()}

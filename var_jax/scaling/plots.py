@@ -330,13 +330,14 @@ def bootstraps(laws: list[Law]) -> Figure:
             ms=4,
         )
         shown = np.quantile(law.samples[:, 2], (0.005, 0.995))
+        low, high = shown if ends[1][0] is None else ends[1]
         ax.set(
             xlabel=f"E of {law.column}",
             ylabel="alpha",
             title=law.key,
             ylim=(
-                min(shown[0], ends[1][0]) * 0.95,
-                max(shown[1], min(ends[1][1], 3 * shown[1])) * 1.05,
+                min(shown[0], low) * 0.95,
+                max(shown[1], min(high, 3 * shown[1])) * 1.05,
             ),
         )
         plot_ticks.place(ax)
