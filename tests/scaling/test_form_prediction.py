@@ -20,10 +20,10 @@ from var_jax.scaling import (
     solver,
     table,
 )
-from var_jax.studies import form_choice, next_runs_gain
+from var_jax.studies import form_choice, planted_laws
 
 KEY = "loss~params+tokens"
-COST = next_runs_gain.COST
+COST = planted_laws.COST
 BENT = form_choice.size_exponent(0.2)
 
 
@@ -80,8 +80,8 @@ def test_form_of_a_joint_law_has_its_optimum_slopes_and_width(joint_form):
     law, form = joint_form
     theta = solver_theta(form)
     best = frontier.optimum(theta[None], COST, 1e14)[0]
-    found = form_prediction.optimum(form, COST, 1e14, law.sample.x[:, 0])
-    np.testing.assert_allclose(np.log(found), np.log(best), atol=0.01)
+    closest = form_prediction.optimum(form, COST, 1e14, law.sample.x[:, 0])
+    np.testing.assert_allclose(np.log(closest), np.log(best), atol=0.01)
     logx = np.log(law.sample.x[:5])
     slopes = solver.log_jacobian(form.theta[None], logx - form.points.center)[0]
     np.testing.assert_allclose(form.slopes(logx), slopes, rtol=1e-5, atol=1e-8)

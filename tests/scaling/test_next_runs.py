@@ -8,7 +8,8 @@ import pytest
 from var_jax.errors import UserError
 from var_jax.scaling import next_runs, solver, whitening
 from var_jax.studies import next_runs_gain
-from var_jax.studies.next_runs_gain import BUDGET, COST
+from var_jax.studies.next_runs_gain import BUDGET
+from var_jax.studies.planted_laws import COST
 
 
 @pytest.fixture(scope="module")

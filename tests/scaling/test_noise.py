@@ -1,6 +1,7 @@
 """Noise that grows for small runs, or that runs of one size share, is seen and allowed for."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -146,11 +147,18 @@ def test_satterthwaite_of_balanced_means_counts_the_groups():
     assert freedom[0] == pytest.approx(6)
 
 
-def test_few_runs_have_noise_of_one_size():
-    """With ten runs the growth is known too badly to be of use, however large it looks."""
-    problems, _ = sweeps("10 runs, heteroscedastic", 5)
-    for p in problems:
-        assert estimate.fit(p, check=False).whitening is None
+def test_growth_of_the_noise_is_tried_from_seven_degrees_of_freedom():
+    """Noise that differs 8 times is seen in most sweeps of 12 runs, and never tried with 9 runs,
+    whose 6 degrees of freedom tell nothing of it."""
+    seen = {}
+    for runs in (9, 12):
+        kind = functools.partial(planted_laws.heteroscedastic, spread=8.0)
+        law = planted_laws.VAR_LAST
+        planted = planted_laws.Planted("", law, (18.5e6,), (2e9,), ((runs,),), 0.002, kind)
+        problems = [planted.draw(np.random.default_rng(seed)) for seed in range(12)]
+        fits = [estimate.fit(p, check=False) for p in problems]
+        seen[runs] = sum(fit.whitening is not None for fit in fits)
+    assert seen[9] == 0 and seen[12] >= 6
 
 
 def test_clean_runs_have_independent_noise_of_one_size_and_rightly_so_nearly_always():

@@ -91,11 +91,11 @@ def hold_out(law: Law, points: Points, fits: Mapping[Form, FittedForm]) -> HeldO
     judged: dict[str, dict[Form, HeldOut]] = {}
     refused: dict[str, dict[Form, str]] = {}
     for name, count in HOLDOUTS.items():
-        kept = ~np.isin(group, by_size[:count])
-        reasons = {form: too_few(form, law, kept, points) for form in fits}
+        remaining = ~np.isin(group, by_size[:count])
+        reasons = {form: too_few(form, law, remaining, points) for form in fits}
         refused[name] = {form: reason for form, reason in reasons.items() if reason is not None}
         allowed = [form for form in fits if form not in refused[name]]
-        rest = _rest(law, kept, points.floor, name) if allowed else points
+        rest = _rest(law, remaining, points.floor, name) if allowed else points
         judged[name] = {form: HeldOut(form_fit.fit(form, rest)) for form in allowed}
     return HeldOuts(judged, refused)
 

@@ -38,8 +38,8 @@ from var_jax.studies.planted_laws import INTERACTION, LARGE_INTERACTION
 # The runs of docs/results/scaling.md's longer sweep.
 SIZES, TOKENS = np.geomspace(1.3e4, 1.4e6, 8), np.geomspace(5e5, 8e6, 5)
 REPEATED, SEEDS = 2, 3
-NOISE = 0.005
-AHEAD = 4.0  # times the largest size, and the most tokens
+RUN_NOISE = 0.005
+BEYOND = 4.0  # times the largest size, and the most tokens
 JOINT = (2.25, float(np.log(77)), 0.394, float(np.log(100)), 0.31)
 CENTER = np.log([np.exp(np.log(SIZES).mean()), np.exp(np.log(TOKENS).mean())])
 # Of centered inputs, as fitted to that sweep's L_avg.
@@ -100,7 +100,7 @@ CASES = (
 def examined(case: Case, seed: int) -> dict:
     """Returns what the fit of one noisy sweep says."""
     x = runs()
-    logy = case.log_loss(x) + NOISE * np.random.default_rng(seed).normal(size=len(x))
+    logy = case.log_loss(x) + RUN_NOISE * np.random.default_rng(seed).normal(size=len(x))
     records = [
         {"run": f"r{i}", "params": size, "tokens": tokens, "loss": loss}
         for i, ((size, tokens), loss) in enumerate(zip(x, np.exp(logy), strict=True))
@@ -109,7 +109,7 @@ def examined(case: Case, seed: int) -> dict:
     sample = select_runs.sample(table.build(records), "loss", ("params", "tokens"))
     law = analysis.analyze(key, sample, resamples=0)
     compared = compare_forms.compare(law)
-    at = {"params": AHEAD * SIZES[-1], "tokens": AHEAD * TOKENS[-1]}
+    at = {"params": BEYOND * SIZES[-1], "tokens": BEYOND * TOKENS[-1]}
     truth = float(np.exp(case.log_loss(np.array([list(at.values())]))[0]))
     better = {} if compared.better is None else {key: compared.better}
     entries = [

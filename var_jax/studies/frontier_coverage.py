@@ -22,11 +22,12 @@ from var_jax.scaling import (
     frontier,
     frontier_noise,
     losses,
+    next_runs,
     profile_intervals,
     solver,
 )
 from var_jax.studies import study_command
-from var_jax.studies.planted_laws import HOFFMANN, PlantedFrontier
+from var_jax.studies.planted_laws import COST, HOFFMANN, PlantedFrontier
 
 SHAPE = (8, 6)  # sizes and token budgets
 LAWS = (
@@ -35,8 +36,6 @@ LAWS = (
     ("alpha 0.45, beta 0.25", (1.8, float(np.log(4000)), 0.45, float(np.log(250)), 0.25)),
 )
 SMALLEST, LARGEST = (3e7, 6e8), (3e9, 6e10)  # params and tokens of the runs
-AHEAD = 10
-COST = frontier.Cost(float(np.log(6)), 1.0, 0.0)
 QUANTITIES = ("E", "exponent", "loss ahead")
 
 
@@ -63,7 +62,7 @@ def verdict(planted: PlantedFrontier, rng: np.random.Generator) -> Verdict:
     likelihood = profile_intervals.likelihood(p, estimate.fit(p))
     ends = profile_intervals.profile(likelihood)[[0, 2]]
     truth = planted.truth
-    compute = np.array([AHEAD * sample.x.max()])
+    compute = np.array([next_runs.AHEAD * sample.x.max()])
     best = frontier.optimum(np.array([planted.theta]), COST, float(compute[0]))
     exact = solver.predict(np.array([planted.theta]), np.log(best))[0, 0]
     low, high = profile_intervals.profile_prediction(likelihood, compute).interval
@@ -86,18 +85,20 @@ def measure(law: str, theta: tuple[float, ...], noise: float, sweeps: int, seed:
     ratios = np.array([one.ratio for one in verdicts])
     holds = np.array([one.holds for one in verdicts])
     by_joint = np.mean([one.joint_holds for one in verdicts], axis=0)
-    given = ratios <= frontier_noise.TOO_NOISY
+    is_given = ratios <= frontier_noise.TOO_NOISY
     return {
         "law": law,
         "noise": noise,
         "sweeps": sweeps,
         "seed": seed,
         "ratio": float(np.median(ratios)),
-        "withheld": float(np.mean(~given)),
+        "withheld": float(np.mean(~is_given)),
         "held": dict(zip(QUANTITIES, holds.mean(axis=0).tolist(), strict=True)),
         "held_by_joint_law": dict(zip(QUANTITIES[:2], by_joint.tolist(), strict=True)),
         "held_where_given": dict(
-            zip(QUANTITIES, holds[given].mean(axis=0).tolist(), strict=True) if given.any() else ()
+            zip(QUANTITIES, holds[is_given].mean(axis=0).tolist(), strict=True)
+            if is_given.any()
+            else ()
         ),
     }
 

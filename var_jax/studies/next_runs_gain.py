@@ -25,7 +25,6 @@ from var_jax.scaling import (
     form_fit,
     form_prediction,
     forms,
-    frontier,
     losses,
     next_runs,
     profile_intervals,
@@ -36,17 +35,15 @@ from var_jax.scaling import (
 )
 from var_jax.scaling.solver import Array
 from var_jax.studies import study_command
-from var_jax.studies.planted_laws import Noise, correlated, heteroscedastic, normal
+from var_jax.studies.planted_laws import COST, Noise, correlated, heteroscedastic, normal
 
 LAW = (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367)
 # By `forms.SIZE_EXPONENT`, of inputs centered at the runs; about as the sweep of
 # docs/results/scaling.md.
 BENT = (1.6, -0.22, 0.39, 0.58, float(np.log(0.17)), 0.2)
-COST = frontier.Cost(float(np.log(6)), 1.0, 0.0)
 SIZES, TOKENS = np.geomspace(3e7, 3e9, 6), np.geomspace(6e8, 6e10, 5)
 NOISE = 0.005
 BUDGET = 1e21  # FLOPs of all new runs
-AHEAD = 10  # the prediction's compute over the largest run's
 SPACED = (3, 6, 12)  # numbers of equally spaced runs
 KEPT = np.stack([axis.ravel() for axis in np.meshgrid(SIZES, TOKENS)], axis=1)
 
@@ -123,8 +120,8 @@ def predicted(case: Case, law: analysis.Law, target: Float[Array, "2"]) -> Predi
 
 
 def target_of(case: Case) -> Float[Array, "2"]:
-    """Returns params and tokens of the lowest true loss at `AHEAD` times the largest compute."""
-    compute = AHEAD * 6 * SIZES.max() * TOKENS.max()
+    """Returns params and tokens of the lowest true loss ahead of the largest compute."""
+    compute = next_runs.AHEAD * 6 * SIZES.max() * TOKENS.max()
     params = np.geomspace(SIZES.min(), 100 * SIZES.max(), 2001)
     x = np.stack([params, compute / 6 / params], axis=1)
     return x[int(np.argmin(case.log_loss(x)))]

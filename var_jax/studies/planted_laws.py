@@ -12,6 +12,7 @@ from jaxtyping import Float
 from var_jax.scaling import frontier, losses, select_runs, solver, table
 from var_jax.scaling.solver import Array
 
+COST = frontier.Cost(float(np.log(6)), 1.0, 0.0)  # runs cost 6 N D FLOPs
 OUTLIER_SHARE = 0.02
 OUTLIER_SIZE = 20.0  # standard deviations of the other runs
 SPREAD = 4.0  # standard deviation of the smallest size's noise over the largest size's
@@ -297,9 +298,8 @@ class PlantedFrontier(Planted):
         e, log_a, alpha, log_b, beta = self.theta
         low, high = np.log(self.low).sum() + np.log(6), np.log(self.high).sum() + np.log(6)
         budgets = np.exp(np.array([low, high]))
-        price = frontier.Cost(float(np.log(6)), 1.0, 0.0)
         theta = np.array([self.theta])
-        best = np.concatenate([frontier.optimum(theta, price, budget) for budget in budgets])
+        best = np.concatenate([frontier.optimum(theta, COST, budget) for budget in budgets])
         logs = np.log(solver.predict(theta, np.log(best))[0] - e)
         exponent = alpha * beta / (alpha + beta)
         return np.array([e, logs[0] + exponent * low, exponent])
