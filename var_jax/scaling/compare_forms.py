@@ -90,7 +90,10 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
     is_better = own in errors and own is not best and own.name not in chosen["not_told_from"]
     # The points of an envelope are no runs, so that intervals from copies of them are too short.
     is_better = is_better and not law.sample.curves
-    return Comparison({"forms": entries, "best_form": chosen}, fits[best] if is_better else None)
+    better = None
+    if is_better:
+        better = form_fit.fit_by_own_noise(best, points, law.sample.weights.astype(float))
+    return Comparison({"forms": entries, "best_form": chosen}, better)
 
 
 def _fit_entry(law: Law, fitted: FittedForm) -> dict:

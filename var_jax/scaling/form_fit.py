@@ -5,15 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import special
 
 from var_jax.scaling import curve_fit, laws
 from var_jax.scaling.forms import Form
 from var_jax.scaling.select_runs import Sample
 from var_jax.scaling.solver import Array
-from var_jax.scaling.whitening import Whitening
 
 REFIT_ITERATIONS = 8  # of a refit to noisy losses, which starts at the form's fit
 SMALLEST_NOISE = 1e-8  # losses are written with about seven digits
+CLEAR_SHARE = 0.05  # probability below which a form's residuals show that runs share noise
 
 
 class Points(NamedTuple):
@@ -27,7 +28,7 @@ class Points(NamedTuple):
         and so has a run whose size it takes for noisy.
       inside: the points that forms are fitted to; the others are left out.
       near: the law of those points, [E, log A, alpha, ...] of centered inputs.
-      whitening: the unequal or shared noise of the law's likelihood, if any.
+      share: fraction of the noise's variance that runs of one size have in common.
       floor: a fixed value of E, or None where it is fitted.
     """
 
@@ -37,13 +38,8 @@ class Points(NamedTuple):
     weights: Float[Array, " n"]
     inside: Bool[Array, " n"]
     near: Float[Array, " p"]
-    whitening: Whitening | None
+    share: float
     floor: float | None
-
-    @property
-    def share(self) -> float:
-        """Fraction of the noise's variance that runs of one size have in common."""
-        return 0.0 if self.whitening is None else float(self.whitening.share)
 
     def free(self, form: Form) -> int:
         """Number of parameters of the form that are fitted."""
@@ -69,8 +65,9 @@ def points(
     """
     logx, logy = np.log(sample.x), np.log(sample.y)
     center = logx[inside].mean(axis=0)
-    weights, precision = sample.weights.astype(float), np.ones(len(logy))
+    weights, precision, share = sample.weights.astype(float), np.ones(len(logy)), 0.0
     if fit.whitening is not None:
+        share = float(fit.whitening.share)
         # As for predictions, the noise beyond the runs is that of the last.
         size = np.clip(logx[:, 0], logx[inside, 0].min(), logx[inside, 0].max()) - center[0]
         precision = np.exp(fit.whitening.exponent * size)
@@ -82,7 +79,7 @@ def points(
         weights * precision**2 * weights[inside].sum() / (weights * precision**2)[inside].sum()
     )
     z, near = logx - center, laws.shift(fit.theta, -center)
-    return Points(z, center, logy, weights, inside, near, fit.whitening, floor)
+    return Points(z, center, logy, weights, inside, near, share, floor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +189,40 @@ def fit(form: Form, points: Points) -> FittedForm:
         bounds(form, points),
     )
     return dataclasses.replace(unfitted, theta=ends[int(np.argmin(costs))])
+
+
+def fit_by_own_noise(form: Form, points: Points, counts: Float[Array, " n"]) -> FittedForm:
+    """Returns the form with the noise that its own residuals show, fitted to all points.
+
+    Where the law is of a wrong form, the noise that its likelihood chose is in part what that form
+    leaves over. This noise is normal and of one size; a part of it is common to runs of one size
+    where an analysis of variance of the residuals is clear (at `CLEAR_SHARE`).
+
+    Args:
+      counts: the weight that each point has as a run.
+    """
+    fitted = fit(form, points._replace(weights=counts, share=0.0))
+    return dataclasses.replace(fitted, points=fitted.points._replace(share=_share(fitted)))
+
+
+def _share(fitted: FittedForm) -> float:
+    """Returns the fraction of the residuals' variance that runs of one size have in common.
+
+    E and a term of the size use up as many as three of the sizes' means.
+    """
+    r, z = fitted.residuals, fitted.points.z[:, 0]
+    _, owner = np.unique(np.round(z, 6), return_inverse=True)
+    runs = np.bincount(owner)
+    between, within = len(runs) - 3, len(r) - len(runs)
+    if between < 1 or within < 1:
+        return 0.0
+    means = np.bincount(owner, r) / runs
+    of_sizes = float(np.sum(runs * means**2)) / between
+    of_runs = float(np.sum((r - means[owner]) ** 2)) / within
+    if special.fdtrc(between, within, of_sizes / max(of_runs, SMALLEST_NOISE**2)) > CLEAR_SHARE:
+        return 0.0
+    common = (of_sizes - of_runs) / float(np.mean(runs))
+    return common / (common + of_runs)
 
 
 def bounds(form: Form, points: Points) -> tuple[Float[Array, " p"], Float[Array, " p"]]:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 
 HEAD = (
-    "| form | held-out error, largest | of the drop | two largest | scatter of the fit |",
-    "|---|---|---|---|---|",
+    "| form | held-out error, largest | of the drop | two largest | scatter of the fit | over that "
+    "of repeated runs |",
+    "|---|---|---|---|---|---|",
 )
 METHOD = (
     "Every form is fitted without the largest size, and without the two largest, and predicts what "
     "is left out. Intervals are those of the error under other noise of the same runs, drawn "
-    "around one fitted curve."
+    "around the best form. p in the last column is the probability of so large a scatter about a "
+    "form that describes the runs; a dash stands for too few repeated runs."
 )
 
 
@@ -29,6 +31,7 @@ def form_lines(law: Mapping) -> list[str]:
                 "-" if share is None else f"{share:.2f}",
                 _error(entry["two_largest"]),
                 f"{entry['in_sample']:.2%}",
+                _repeated(entry["lack_of_fit"]),
             ]
             rows.append("| " + " | ".join(cells) + " |")
     best = law["best_form"]
@@ -41,3 +44,11 @@ def _error(entry: Mapping) -> str:
         return "-"
     low, high = entry["ci95"]
     return f"{entry['holdout_relative_error']:.2%} [{low:.2%}, {high:.2%}]"
+
+
+def _repeated(tested: Mapping | None) -> str:
+    return (
+        "-"
+        if tested is None
+        else f"{tested['scatter_over_repeated_runs']:.2f}, p {tested['p']:.2g}"
+    )

@@ -51,7 +51,11 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None):
             "E": {name: joint.summary["E"][name] for name in ("value", "ci95")},
             "alpha": exponent(joint.likelihood, cost),
         }
-    ratio = noise_over_drop(joint.summary["noise"], law.sample)
+    noise, by = joint.summary["noise"], "about the joint law"
+    if lack_of_fit.is_misfit(joint.summary):
+        noise /= joint.summary["lack_of_fit"]["scatter_over_repeated_runs"]
+        by = "as repeated runs do"
+    ratio = noise_over_drop(noise, law.sample)
     if ratio <= TOO_NOISY:
         return
     for name in PARAMETERS:
@@ -59,9 +63,9 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None):
     law.summary.pop("alpha_given_E", None)
     instead = "those of the joint law's own frontier stand beside it"
     law.summary["warnings"].append(
-        f"noisy-frontier: runs scatter by {joint.summary['noise']:.2%} about the joint law, "
-        f"{ratio:.1%} of the frontier's drop in log loss (limit {TOO_NOISY:.2%}): intervals from "
-        "an envelope of such runs are too short, and are not given"
+        f"noisy-frontier: runs scatter by {noise:.2%}, {by}, which is {ratio:.1%} of the "
+        f"frontier's drop in log loss (limit {TOO_NOISY:.2%}): intervals from an envelope of such "
+        "runs are too short, and are not given"
         + (f"; {instead}" if "by_joint_law" in law.summary else "")
     )
 

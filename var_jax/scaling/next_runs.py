@@ -66,7 +66,7 @@ def next_runs(
     Raises:
       UserError: the budget does not pay for any run.
     """
-    candidates = settings(law)
+    candidates = settings(law, form)
     compute = cost.per_token(candidates[:, 0]) * candidates[:, 1]
     if not len(compute) or compute.min() > budget:
         raise UserError(
@@ -88,30 +88,37 @@ def next_runs(
     return NextRuns(candidates[chosen], compute[chosen], float(np.sqrt(after / before)))
 
 
-def settings(law: Law) -> Float[Array, "c 2"]:
+def settings(law: Law, form: FittedForm | None = None) -> Float[Array, "c 2"]:
     """Returns params and tokens of the runs among which next runs are chosen."""
     tokens = law.sample.x[:, 1]
     grid = np.geomspace(tokens.min(), FARTHER * tokens.max(), TOKEN_BUDGETS)
-    candidates = np.array([[size, count] for size in sizes(law) for count in grid])
+    candidates = np.array([[size, count] for size in sizes(law, form) for count in grid])
     half_step = np.log(grid[1] / grid[0]) / 2
     distances = np.abs(np.log(candidates[:, None] / law.sample.x[None]))  # (candidates, runs, 2)
     is_there = ((distances[..., 0] < 1e-6) & (distances[..., 1] < half_step)).any(axis=1)
     return candidates[~is_there]
 
 
-def sizes(law: Law) -> Float[Array, " s"]:
+def sizes(law: Law, form: FittedForm | None = None) -> Float[Array, " s"]:
     """Returns the params of next runs, in ascending order.
 
     They are those of the law's runs, of which configs exist. Where runs of one size share noise,
     more runs of a size tell little, and there are `BETWEEN` more sizes between each two.
     """
     known = np.unique(law.sample.x[:, 0])
-    maps = law.fit.whitening
-    if maps is None or not maps.is_shared:
+    if not _noise(law, form)[1]:
         return known
     place = np.arange((BETWEEN + 1) * (len(known) - 1) + 1) / (BETWEEN + 1)
     logs = np.interp(place, np.arange(len(known)), np.log(known))
     return np.where(place % 1 == 0, known[np.round(place).astype(int)], np.exp(logs))
+
+
+def _noise(law: Law, form: FittedForm | None) -> tuple[float, float]:
+    """Returns the exponent with which noise falls with size, and the share that sizes have."""
+    if form is not None:
+        return 0.0, form.points.share
+    maps = law.fit.whitening
+    return (0.0, 0.0) if maps is None else (maps.exponent, float(maps.share))
 
 
 def plan(
@@ -221,16 +228,13 @@ def _rows(
     Returns:
       The derivatives by the law's parameters and those of the sizes, and the prior's precisions.
     """
-    slopes, groups = _slopes(law, x, form), sizes(law)
+    slopes, groups = _slopes(law, x, form), sizes(law, form)
     prior = np.concatenate([np.zeros(slopes.shape[1]), np.ones(len(groups))])
     of_size = (x[:, :1] == groups).astype(float)
-    maps = law.fit.whitening
-    if maps is None:
-        return np.concatenate([slopes, 0 * of_size], axis=1), prior
-    place = (np.log(x[:, :1]) - law.likelihood.mean[0]) / maps.deviation
-    scaled = slopes * np.exp(maps.growth * place)
-    rows = np.concatenate([scaled, np.sqrt(maps.share) * of_size], axis=1)
-    return rows / np.sqrt(1 - maps.share), prior
+    exponent, share = _noise(law, form)
+    scaled = slopes * np.exp(exponent * (np.log(x[:, :1]) - law.likelihood.mean[0]))
+    rows = np.concatenate([scaled, np.sqrt(share) * of_size], axis=1)
+    return rows / np.sqrt(1 - share), prior
 
 
 def _greedy(

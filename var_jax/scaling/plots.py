@@ -128,9 +128,8 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
         left.axhline(e, color=FLOOR, ls=":", label=f"E = {e:.4g}")
         span = max(y.max() - y.min(), 1e-12)
         bottom = max(min(y.min() - 0.5 * span, e - 0.1 * span), y.min() - span)
-        left.set(
-            title=law.key, ylabel=_loss_label(law.column), ylim=(bottom, y.max() + 0.15 * span)
-        )
+        title = law.key if law.has_intervals else f"{law.key}, without intervals"
+        left.set(title=title, ylabel=_loss_label(law.column), ylim=(bottom, y.max() + 0.15 * span))
         excess = y[y > e] - e
         if len(excess):
             right.set(ylim=(excess.min() / 3, excess.max() * 3))

@@ -105,7 +105,8 @@ def fitted_form(law: analysis.Law, form: forms.Form | None) -> form_fit.FittedFo
         return None
     noise = law.likelihood.noise, law.likelihood.noise_freedom
     rows = np.ones(len(law.sample.y), bool)
-    return form_fit.fit(form, form_fit.points(law.sample, rows, law.fit, *noise, None))
+    points = form_fit.points(law.sample, rows, law.fit, *noise, None)
+    return form_fit.fit_by_own_noise(form, points, law.sample.weights.astype(float))
 
 
 def predicted(case: Case, law: analysis.Law, target: Float[Array, "2"]) -> Prediction:
@@ -184,6 +185,7 @@ def main(argv=None) -> int:
     parser = Parser(prog="python -m var_jax.studies.next_runs_gain", description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="laws whose name contains this")
     parser.add_argument("--rows", type=epath.Path, help="JSONL file to which rows are written")
     return study_command.command(parser, _run, argv)
 
@@ -192,6 +194,8 @@ def _run(args: argparse.Namespace):
     names = ("chosen", *(f"{count} spaced" for count in SPACED), "none")
     print(f"| planted law | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)
     for case in CASES:
+        if args.only not in case.name:
+            continue
         row = measure(case, args.sweeps, args.seed)
         if args.rows is not None:
             with args.rows.open("a") as file:
