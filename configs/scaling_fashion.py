@@ -8,11 +8,15 @@ r"""Scaling sweeps of Fashion-MNIST on one core, on tokens of the full tokenizer
       --workdir runs/sizes
   var-jax fit runs/sizes --out fits
 
-| sweep | runs                                                                                    |
-|-------|-----------------------------------------------------------------------------------------|
-| sizes | eight sizes over two decades, five budgets of images over 1.2 decades, all annealed;    |
-|       | the two smallest sizes by three seeds                                                 |
-| rates | learning rates and batch sizes on three of the sizes, at two budgets, also all annealed |
+| sweep         | runs                                                                            |
+|---------------|---------------------------------------------------------------------------------|
+| sizes         | eight sizes over two decades, five budgets of images over 1.2 decades, all      |
+|               | annealed; the two smallest sizes by three seeds                                 |
+| rates         | learning rates and batches of 8 to 32 on three of the sizes, at two budgets,    |
+|               | also all annealed                                                               |
+| small_batches | the same with batches of 4 and 2                                                |
+| long_rates    | the same with batches of 8 to 32, at a third budget                             |
+| corners       | the smallest and the largest size at three rates, where the joint law is worst  |
 
 A size's longest run is the trunk of its others, which branch off it: a branch costs only its
 cooldown. All of its images are different ones up to a budget of one epoch, 60,000 images.
@@ -43,11 +47,12 @@ WARMUP_IMAGES = 640
 REPEATED_SIZES = SIZES[:2]  # by three seeds, to see the noise of a run
 FURTHER_SEEDS = (1, 2)
 
+# Learning rates and batch sizes, as factors of a size's own rate by the square root rule of Adam.
 RATE_SIZES = ((2, 16), (2, 24), (2, 40))
 RATE_IMAGES = (3_200, 12_800)
 RATE_BATCHES = (16, 8, 32)
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
-LONG_IMAGES = (51_200,)  # where the best rates are lower
+LONG_IMAGES = (25_600,)  # where the best rates are lower
 
 
 def get_config(arg: str = "sizes") -> config_dict.ConfigDict:
