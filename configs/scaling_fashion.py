@@ -126,7 +126,7 @@ def get_sweep(arg: str = "sizes") -> list[grid.Overrides]:
             *(
                 grid.annealed(_size(size) | _rate(size, factor, BATCH), [images // BATCH], COOLDOWN)
                 for size, images in corners
-                for factor in RATE_FACTORS[:3]
+                for factor in (0.25, *RATE_FACTORS)
             )
         )
     raise UserError(f"there is no sweep {arg!r}; it must be one of {', '.join(PRESETS)}")

@@ -57,7 +57,8 @@ def test_next_runs_of_a_table_are_those_of_the_sweep_that_it_is_of(tmp_path, cap
     that the sweep's own directory gives, and a sweep of other sizes is refused by name."""
     finished_sweep(tmp_path / "sweep")
     options = ["--resamples", "0", "--forms", "none", "--next", "2e13"]
-    assert main(["fit", str(tmp_path / "sweep"), "--out", str(tmp_path / "o"), *options]) == 0
+    directory = ["fit", str(tmp_path / "sweep"), "--out", str(tmp_path / "o"), *options]
+    assert main([*directory, "--sweep", f"{SCALING}:fashion"]) == 0
     lines = ["run,params,tokens,compute,loss"]
     law = json.loads((tmp_path / "o" / "fit.json").read_text())["laws"]["loss~params+tokens"]
     compute = {}
@@ -110,9 +111,10 @@ def test_sweep_takes_the_next_runs_of_a_sweep_with_branches(tmp_path, capsys):
 
 
 def test_sizes_between_those_of_a_sweep_are_proposed_where_sizes_share_noise(tmp_path):
-    """Runs of one size share most of their noise, so that some next runs are of sizes that the
-    sweep does not have: their overrides are a transformer of about as many parameters, with a
-    rate between those of both neighbors, by the directory and by the sweep's config alike."""
+    """Runs of one size share most of their noise, so that with the sweep's config some next runs
+    are of sizes that the sweep does not have: their overrides are a transformer of exactly the
+    stated parameters, other than every size of the sweep, with a rate between both neighbors'.
+    Without the config, whose keys would be unknown, all are of the sweep's sizes."""
     finished_sweep(tmp_path / "sweep", shared=0.01)
     options = ["--resamples", "0", "--forms", "none", "--next", "2e13"]
     for name, more in (("o", ()), ("c", ("--sweep", f"{SCALING}:fashion"))):
@@ -121,23 +123,22 @@ def test_sizes_between_those_of_a_sweep_are_proposed_where_sizes_share_noise(tmp
     proposed, of_config = (
         json.loads((tmp_path / name / "fit.json").read_text())["next"]["runs"] for name in "oc"
     )
-    assert [run["overrides"] for run in proposed] == [run["overrides"] for run in of_config]
-    new = [run for run in proposed if "between" in run]
+    sizes = {
+        json.loads((folder / "meta.json").read_text())["params"]["total"]
+        for folder in (tmp_path / "sweep").iterdir()
+    }
+    assert {run["params"] for run in proposed} <= sizes
+    new = [run for run in of_config if "between" in run]
     assert new
     for run in new:
         flags = [f"--config.{key}={value}" for key, value in run["overrides"].items()]
         config = read_config(f"{SCALING}:fashion", flags)
         params = flops.param_count(config.transformer)["total"]
-        assert abs(np.log(params / run["params"])) < 0.3
-        rates, widths = zip(
-            *(
-                (end["optimizer"]["base_lr"], end["transformer"]["width"])
-                for end in (
-                    json.loads((tmp_path / "sweep" / end["run"] / "config.json").read_text())
-                    for end in run["between"]
-                )
-            ),
-            strict=True,
-        )
+        assert params == run["params"]
+        assert all(abs(np.log(params / size)) > np.log(1.04) for size in sizes)
+        ends = [
+            json.loads((tmp_path / "sweep" / end["run"] / "config.json").read_text())
+            for end in run["between"]
+        ]
+        rates = [end["optimizer"]["base_lr"] for end in ends]
         assert min(rates) <= config.optimizer.base_lr <= max(rates)
-        assert min(widths) <= config.transformer.width <= max(widths)

@@ -44,7 +44,9 @@ def law_of(rows):
 def compared(seed):
     """The joint law of runs whose exponent of data grows with size, and the better form."""
     law = law_of(records(BENT, seed=seed))
-    return law, compare_forms.compare(law).better
+    result = compare_forms.compare(law)
+    law.summary.update(result.entry)
+    return law, result.better
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +148,41 @@ def test_next_runs_are_those_of_the_better_form(bent):
         slopes = form.slopes(np.log(points))
         return target @ np.linalg.inv(slopes.T @ slopes) @ target
 
-    assert law.fit.whitening is None
+    assert form.points.share == 0
     ratio = variance(np.concatenate([law.sample.x, x])) / variance(law.sample.x)
     assert plan["standard_error_ratio"] == pytest.approx(ratio**0.5, rel=1e-3)
+
+
+def test_form_that_does_not_describe_the_runs_either_warns_and_plans_nothing(bent):
+    """Repeated runs that speak against the better form too: its prediction is warned of, and no
+    runs are planned by it."""
+    law, form = bent
+    entry = law.summary["forms"]["size_exponent"]
+    tested = {**entry, "lack_of_fit": {**entry["lack_of_fit"], "p": 1e-4}}
+    forms_entry = {**law.summary["forms"], "size_exponent": tested}
+    wrong = dataclasses.replace(law, summary={**law.summary, "forms": forms_entry})
+    at = {"params": 3e6, "tokens": 1.6e7}
+    for one, is_warned in ((law, False), (wrong, True)):
+        (entry,) = form_prediction.predict({KEY: one}, {KEY: form}, COST, at)
+        assert any(note.startswith("form-misfit") for note in entry["warnings"]) == is_warned
+        plan = next_runs.plan(one, COST, 3e13, [at], form)
+        assert bool(plan["runs"]) != is_warned
+    assert "neither does size_exponent" in plan["warnings"][0]
+
+
+def test_gross_outlier_moves_the_better_form_little(bent):
+    """One run at 1.2 times its loss, a hundred standard deviations: the form's prediction moves by
+    less than its interval is wide, and its noise stays of the runs' size."""
+    law, form = bent
+    logy = form.points.logy.copy()
+    logy[17] += np.log(1.2)
+    counts = np.ones(len(logy))
+    other = form_fit.fit_by_own_noise(form.form, form.points._replace(logy=logy), counts)
+    x = np.array([3e6, 1.6e7])
+    value, moved = (form_prediction.predicted_loss(one, x) for one in (form, other))
+    low, high = value["ci95"]
+    assert low < moved["value"] < high
+    assert other.noise[0] < 1.5 * form.noise[0]
 
 
 def test_no_runs_are_proposed_by_a_law_that_does_not_describe_the_runs(bent):

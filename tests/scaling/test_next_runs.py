@@ -8,7 +8,7 @@ import pytest
 from var_jax.errors import UserError
 from var_jax.scaling import next_runs, solver, whitening
 from var_jax.studies import next_runs_gain
-from var_jax.studies.next_runs_gain import BUDGET
+from var_jax.studies.next_runs_gain import BUDGET, NEW_SIZES
 from var_jax.studies.planted_laws import COST
 
 
@@ -73,7 +73,7 @@ def test_promise_is_that_of_the_noise_that_the_law_has(law, share, growth):
     and the promise is smaller than independent runs would give."""
     noisy = with_noise(law, share, growth)
     target = np.array([1e10, 1e11])
-    runs = next_runs.next_runs(noisy, COST, BUDGET, target)
+    runs = next_runs.next_runs(noisy, COST, BUDGET, target, new_sizes=NEW_SIZES)
     before, after = (
         variance(law, x, target, share, growth)
         for x in (law.sample.x, np.concatenate([law.sample.x, runs.x]))
@@ -84,9 +84,11 @@ def test_promise_is_that_of_the_noise_that_the_law_has(law, share, growth):
 def test_new_sizes_are_proposed_where_runs_of_one_size_share_noise(law):
     """Independent runs are of the sizes that have configs; where most noise is a size's own,
     further sizes lie between them, and a run of one names both neighbors."""
-    assert np.isin(next_runs.settings(law)[:, 0], law.sample.x[:, 0]).all()
+    settings = next_runs.settings(law, new_sizes=NEW_SIZES)
+    assert np.isin(settings[:, 0], law.sample.x[:, 0]).all()
     noisy = with_noise(law, 0.8, 0.0)
-    plan = next_runs.plan(noisy, COST, BUDGET, [{"params": 1e10, "tokens": 1e11}])
+    target = [{"params": 1e10, "tokens": 1e11}]
+    plan = next_runs.plan(noisy, COST, BUDGET, target, new_sizes=NEW_SIZES)
     new = [run for run in plan["runs"] if "between" in run]
     assert new
     for run in new:

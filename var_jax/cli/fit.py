@@ -11,8 +11,9 @@ example:
 
 import argparse
 import dataclasses
+import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from var_jax.errors import UserError
 
@@ -55,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser):
         default="",
         metavar="FLOPS",
         help="also choose the next runs within this budget: those that narrow the first --predict "
-        "of compute (or that of ten times the largest compute) most",
+        "of compute or of params and tokens (or that of ten times the largest compute) most",
     )
     parser.add_argument(
         "--sweep",
         default="",
         metavar="CONFIG",
-        help="with --next, for a table: config of the sweep that its runs are of, whose overrides "
-        "the next runs become; a sweep's directory needs none",
+        help="with --next: config of the sweep that the runs are of, of which the next runs become "
+        "overrides; a sweep's directory needs none, but has no sizes besides its own",
     )
     parser.add_argument(
         "--fact",
@@ -120,7 +121,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     import threadpoolctl
 
-    # Matrices are small, so that further threads of a library would only wait for each other.
+    # Matrices are small, so that further threads of a library would only wait for each other. Only
+    # libraries that are loaded are limited.
+    importlib.import_module("var_jax.scaling.report")
     with threadpoolctl.threadpool_limits(1):
         return _fit(args)
 
@@ -173,6 +176,13 @@ def _fit(args: argparse.Namespace) -> int:
             raise UserError("--sigma and --group go with --law y~x")
         runs = table.read(args.source, mapping, rows=args.rows)
         runs = dataclasses.replace(runs, facts={**runs.facts, **_facts(args.fact)})
+        planned, further = [], {}
+        if args.sweep:
+            from var_jax.sweep import next_members
+
+            planned = _planned(args.sweep)
+            known = runs.columns.get("params", ())
+            further = next_members.further_sizes(planned, [float(size) for size in set(known)])
         result, pictures = report.fit_table(
             runs,
             resamples=args.resamples,
@@ -180,16 +190,21 @@ def _fit(args: argparse.Namespace) -> int:
             delta=args.huber,
             predict=predict,
             next_budget=_number(args.next, "--next") if args.next else None,
+            next_sizes=tuple(further),
             forms=args.forms,
         )
-        if "next" in result and args.sweep:
-            _give_overrides(result["next"]["runs"], _members(args.sweep))
-        elif "next" in result and epath.Path(args.source).is_dir():
-            sweep = epath.Path(args.source)
-            _give_overrides(
-                result["next"]["runs"],
-                lambda run, _, tokens: sweep_runs.overrides(sweep, run, tokens),
-            )
+        proposed = result["next"]["runs"] if "next" in result else []
+        if args.sweep:
+            new = [(entry["params"], entry["tokens"]) for entry in proposed]
+            for entry, member in zip(
+                proposed, next_members.members(planned, new, further), strict=True
+            ):
+                entry["overrides"] = member
+        elif epath.Path(args.source).is_dir():
+            for entry in proposed:
+                entry["overrides"] = sweep_runs.overrides(
+                    epath.Path(args.source), entry["like"], entry["tokens"]
+                )
     _give_seeds(result.get("next", {}).get("runs", ()))
     report.write(args.out, result, pictures, args.source)
     for line in report_text.terminal_lines(result):
@@ -213,33 +228,13 @@ def _facts(stated: Sequence[str]) -> dict[str, str]:
     return facts
 
 
-def _members(config: str) -> Callable[[str, float, float], dict]:
-    """Returns what gives a sweep's run of some parameters and tokens, as overrides of its base."""
+def _planned(config: str) -> list:
+    """Returns the runs of a sweep's config."""
     from var_jax.cli import sweep_family
     from var_jax.cli.args import read_config
-    from var_jax.sweep import next_members, plan
+    from var_jax.sweep import plan
 
-    planned = plan.expand(sweep_family.read(config), lambda flags: read_config(config, flags), "")
-    return lambda _, params, tokens: next_members.members(planned, [(params, tokens)])[0]
-
-
-def _give_overrides(proposed: Sequence[dict], of_run: Callable[[str, float, float], dict]):
-    """Gives each proposed run the overrides of its size and tokens.
-
-    Args:
-      of_run: the overrides of a run of the table by its name, params and the tokens that it gets.
-    """
-    from var_jax.scaling import sweep_runs
-
-    for entry in proposed:
-        params, tokens = entry["params"], entry["tokens"]
-        if "between" not in entry:
-            entry["overrides"] = of_run(entry["like"], params, tokens)
-            continue
-        below, above = entry["between"]
-        share = math.log(params / below["params"]) / math.log(above["params"] / below["params"])
-        ends = [of_run(end["run"], end["params"], tokens) for end in (below, above)]
-        entry["overrides"] = sweep_runs.between(*ends, share) if all(ends) else {}
+    return plan.expand(sweep_family.read(config), lambda flags: read_config(config, flags), "")
 
 
 def _give_seeds(proposed: Sequence[dict]):
@@ -250,7 +245,7 @@ def _give_seeds(proposed: Sequence[dict]):
     from var_jax.scaling import next_runs
 
     for number, entry in enumerate(proposed):
-        if "overrides" in entry:
+        if entry.get("overrides"):
             entry["overrides"]["seed"] = next_runs.FIRST_SEED + number
 
 

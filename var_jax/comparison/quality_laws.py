@@ -9,7 +9,7 @@ import numpy as np
 
 from var_jax.comparison import compared_run
 from var_jax.comparison.compared_run import TRAINING, Comparison
-from var_jax.scaling import analysis, profile_intervals, select_runs
+from var_jax.scaling import analysis, frontier_noise, profile_intervals, select_runs
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.next_runs import AHEAD
 from var_jax.scaling.select_runs import MIN_SIZES, Refused
@@ -78,6 +78,7 @@ def _fit(comparison: Comparison, objective: str, quality: str, at: float) -> Qua
     except Refused as reason:
         summary = analysis.refusal(("compute",), str(reason)) | {"form": FORM, "of": name}
         return QualityLaw(None, is_share, summary)
+    frontier_noise.withhold(law, None, None)
     predicted = profile_intervals.profile_prediction(law.likelihood, np.array([at]))
     as_quality = _complement if is_share else float
     ends = sorted(as_quality(end) for end in predicted.interval)
@@ -132,6 +133,13 @@ def _verdict(quality: str, laws: Mapping[str, Mapping[str, Any]]) -> str:
     text = f"{quality} at {at:.3g} training FLOPs, ten times the most: {', '.join(texts)}. "
     if not np.isfinite(ends).all():
         return f"{text}An interval is missing, so the laws cannot tell which is ahead."
+    if any(
+        note.startswith(frontier_noise.UNKNOWN) for law in laws.values() for note in law["warnings"]
+    ):
+        return (
+            f"{text}They are of envelopes of runs whose noise is not known "
+            f"({frontier_noise.UNKNOWN}), so the laws cannot tell which is ahead."
+        )
     (low, high), (other_low, other_high) = ends
     if low <= other_high and other_low <= high:
         return f"{text}The intervals overlap, so the laws cannot tell which is ahead."

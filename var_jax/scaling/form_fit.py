@@ -7,13 +7,16 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special
 
-from var_jax.scaling import curve_fit, laws
+from var_jax.scaling import curve_fit, laws, whitening
 from var_jax.scaling.forms import Form
 from var_jax.scaling.select_runs import Sample
 from var_jax.scaling.solver import Array
+from var_jax.scaling.whitening import Whitening
 
 REFIT_ITERATIONS = 8  # of a refit to noisy losses, which starts at the form's fit
 SMALLEST_NOISE = 1e-8  # losses are written with about seven digits
+OUTLIER, OUTLIER_ITERATIONS = 4.0, 4
+MOST_SHARED = 0.95
 CLEAR_SHARE = 0.05  # probability below which a form's residuals show that runs share noise
 
 
@@ -29,6 +32,8 @@ class Points(NamedTuple):
       inside: the points that forms are fitted to; the others are left out.
       near: the law of those points, [E, log A, alpha, ...] of centered inputs.
       share: fraction of the noise's variance that runs of one size have in common.
+      whitening: the map by which fits make such noise independent, or None where they are by
+        squares of single runs.
       floor: a fixed value of E, or None where it is fitted.
     """
 
@@ -39,6 +44,7 @@ class Points(NamedTuple):
     inside: Bool[Array, " n"]
     near: Float[Array, " p"]
     share: float
+    whitening: Whitening | None
     floor: float | None
 
     def free(self, form: Form) -> int:
@@ -79,7 +85,7 @@ def points(
         weights * precision**2 * weights[inside].sum() / (weights * precision**2)[inside].sum()
     )
     z, near = logx - center, laws.shift(fit.theta, -center)
-    return Points(z, center, logy, weights, inside, near, share, floor)
+    return Points(z, center, logy, weights, inside, near, share, None, floor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +130,7 @@ class FittedForm:
         inside = self.points.inside
         ends, _ = curve_fit.solve(
             self._function,
-            copies[:, inside],
+            self._mapped(copies[:, inside]),
             self.points.weights[inside],
             np.tile(self.theta, (len(copies), 1)),
             bounds(self.form, self.points),
@@ -134,7 +140,12 @@ class FittedForm:
 
     def _function(self, theta: Float[Array, "r p"]) -> Float[Array, "r k"]:
         z = self.points.z[self.points.inside]
-        return self.form.log_loss(theta, z, self.points.center)
+        return self._mapped(self.form.log_loss(theta, z, self.points.center))
+
+    def _mapped(self, rows: Float[Array, "r k"]) -> Float[Array, "r k"]:
+        """Returns values of the kept points such that their noise is independent."""
+        maps = self.points.whitening
+        return rows if maps is None else maps(rows)
 
     def of_copies(
         self, copies: Float[Array, "d n"], logx: Float[Array, "m j"]
@@ -148,11 +159,25 @@ class FittedForm:
 
         The form is fitted to all points.
         """
-        weights = self.points.weights
+        weights, maps = self.points.weights, self.points.whitening
         runs = float(weights.sum())
-        squares = float(np.sum(weights * self.residuals**2))
+        r = self.residuals if maps is None else maps(self.residuals[None])[0]
+        unit = 1.0 if maps is None else maps.unit
+        squares = max(float(np.sum(weights * r**2)), runs * SMALLEST_NOISE**2)
         freedom = max(runs - self.points.free(self.form), 1.0)
-        return float(np.sqrt(max(squares, runs * SMALLEST_NOISE**2) / freedom)), freedom
+        return unit * float(np.sqrt(squares / freedom)), freedom
+
+    def freedom_at(self, logx: Float[Array, "1 j"]) -> float:
+        """Returns the degrees of freedom that the variance of the log loss there has.
+
+        Where runs of one size share noise, what sizes tell is known from their number alone.
+        """
+        freedom, maps = self.noise[1], self.points.whitening
+        if maps is None:
+            return freedom
+        jacobian = self.slopes(self.points.z + self.points.center)
+        own = whitening.satterthwaite(maps, jacobian, self.slopes(logx))
+        return float(min(own[0], freedom))
 
     def copies(self, draws: int, seed: int, *, is_scaled: bool = True) -> Float[Array, "d n"]:
         """Returns draws of all log losses around the form, with noise of the size that it leaves.
@@ -183,7 +208,7 @@ def fit(form: Form, points: Points) -> FittedForm:
     unfitted = FittedForm(form, points, starts[0])
     ends, costs = curve_fit.solve(
         unfitted._function,
-        points.logy[points.inside],
+        unfitted._mapped(points.logy[None, points.inside])[0],
         points.weights[points.inside],
         starts,
         bounds(form, points),
@@ -195,14 +220,32 @@ def fit_by_own_noise(form: Form, points: Points, counts: Float[Array, " n"]) -> 
     """Returns the form with the noise that its own residuals show, fitted to all points.
 
     Where the law is of a wrong form, the noise that its likelihood chose is in part what that form
-    leaves over. This noise is normal and of one size; a part of it is common to runs of one size
-    where an analysis of variance of the residuals is clear (at `CLEAR_SHARE`).
+    leaves over. This noise is normal and of one size, but that points farther than `OUTLIER` robust
+    standard deviations weigh less; a part of it is common to runs of one size where an analysis of
+    variance of the residuals is clear (at `CLEAR_SHARE`), and the fit is then by generalized least
+    squares.
 
     Args:
       counts: the weight that each point has as a run.
     """
     fitted = fit(form, points._replace(weights=counts, share=0.0))
-    return dataclasses.replace(fitted, points=fitted.points._replace(share=_share(fitted)))
+    for _ in range(OUTLIER_ITERATIONS):
+        weights = counts * _inlying(fitted)
+        fitted = fit(form, fitted.points._replace(weights=weights))
+    share = _share(fitted)
+    if not share:
+        return fitted
+    maps = whitening.independent(points.z, np.ones(len(counts)))
+    maps = dataclasses.replace(maps, share=np.array(share))
+    return fit(form, fitted.points._replace(share=share, whitening=maps))
+
+
+def _inlying(fitted: FittedForm) -> Float[Array, " n"]:
+    """Returns the weights of points by how far they lie from the form: 1, or less for outliers."""
+    r = np.abs(fitted.residuals)
+    runs = len(r) / max(len(r) - fitted.points.free(fitted.form), 1)
+    scale = max(1.4826 * float(np.median(r)) * np.sqrt(runs), SMALLEST_NOISE)
+    return np.minimum(1.0, (OUTLIER * scale / np.maximum(r, SMALLEST_NOISE)) ** 2)
 
 
 def _share(fitted: FittedForm) -> float:
@@ -210,7 +253,7 @@ def _share(fitted: FittedForm) -> float:
 
     E and a term of the size use up as many as three of the sizes' means.
     """
-    r, z = fitted.residuals, fitted.points.z[:, 0]
+    r, z = fitted.residuals * np.sqrt(fitted.points.weights), fitted.points.z[:, 0]
     _, owner = np.unique(np.round(z, 6), return_inverse=True)
     runs = np.bincount(owner)
     between, within = len(runs) - 3, len(r) - len(runs)
@@ -218,11 +261,11 @@ def _share(fitted: FittedForm) -> float:
         return 0.0
     means = np.bincount(owner, r) / runs
     of_sizes = float(np.sum(runs * means**2)) / between
-    of_runs = float(np.sum((r - means[owner]) ** 2)) / within
-    if special.fdtrc(between, within, of_sizes / max(of_runs, SMALLEST_NOISE**2)) > CLEAR_SHARE:
+    of_runs = max(float(np.sum((r - means[owner]) ** 2)) / within, SMALLEST_NOISE**2)
+    if special.fdtrc(between, within, of_sizes / of_runs) > CLEAR_SHARE:
         return 0.0
     common = (of_sizes - of_runs) / float(np.mean(runs))
-    return common / (common + of_runs)
+    return min(common / (common + of_runs), MOST_SHARED)
 
 
 def bounds(form: Form, points: Points) -> tuple[Float[Array, " p"], Float[Array, " p"]]:

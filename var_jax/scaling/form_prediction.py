@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from var_jax.scaling import prediction, profile_intervals
+from var_jax.scaling import lack_of_fit, prediction, profile_intervals
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.form_fit import FittedForm
 from var_jax.scaling.frontier import Cost
@@ -45,23 +45,33 @@ def predict(
         elif set(at) == {"compute"} and len(sample.inputs) == 2 and cost is not None:
             x = optimum(form, cost, at["compute"], sample.x[:, 0])
             if x is None:
-                note = "no-optimum: within 100 times the runs' sizes the loss has no minimum"
+                note = (
+                    f"no-optimum: within {OUTSIDE:g} times the runs' sizes the loss has no minimum"
+                )
                 out.append({**head, "loss": None, "warnings": [note]})
                 continue
             head |= {"optimal_params": {"value": x[0]}, "optimal_tokens": {"value": x[1]}}
         else:
             continue
         notes = prediction.extrapolation_warnings(sample, x)
+        if is_misfit(laws[key], form):
+            notes.append("form-misfit: this form does not describe the runs either (lack-of-fit)")
         out.append({**head, "loss": predicted_loss(form, x), "warnings": notes})
     return out
+
+
+def is_misfit(law: Law, form: FittedForm) -> bool:
+    """Returns whether repeated runs say that a form of the law does not describe the runs."""
+    return lack_of_fit.is_misfit(law.summary["forms"][form.form.name])
 
 
 def predicted_loss(form: FittedForm, x: Float[Array, " j"]) -> dict:
     """Returns the loss at x with its 95 % intervals, as an entry of fit.json."""
     value, deviation = interval(form, x[None])
     noise, freedom = form.noise
-    quantile = special.stdtrit(freedom, (1 + profile_intervals.CONFIDENCE_LEVEL) / 2)
-    ends = [quantile * deviation, quantile * np.hypot(deviation, noise)]
+    level = (1 + profile_intervals.CONFIDENCE_LEVEL) / 2
+    of_law = special.stdtrit(form.freedom_at(np.log(x[None])), level) * deviation
+    ends = [of_law, np.hypot(of_law, special.stdtrit(freedom, level) * noise)]
     law, run = (np.exp(value + np.array([-1.0, 1.0]) * end).tolist() for end in ends)
     return {"value": float(np.exp(value)), "ci95": law, "new_run95": run}
 

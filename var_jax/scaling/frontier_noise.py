@@ -17,6 +17,7 @@ from var_jax.scaling.select_runs import Sample
 # Noise of the runs over the drop of the frontier's log loss. docs/results/interval_coverage.md has
 # the shares of planted laws that intervals hold below it (var_jax.studies.frontier_coverage).
 TOO_NOISY = 0.004
+UNKNOWN = "frontier-noise-unknown"
 PARAMETERS = ("E", "A", "alpha")
 
 
@@ -25,7 +26,17 @@ def noise_over_drop(noise: float, sample: Sample) -> float:
     return noise / float(np.log(sample.y.max() / sample.y.min()))
 
 
-def withhold(law: Law, joint: Law | None, cost: Cost | None):
+def is_right(joint: Law, has_better_form: bool) -> bool:
+    """Returns whether a joint law is determined and nothing speaks against it.
+
+    Args:
+      has_better_form: whether another form is told from it and predicts better.
+    """
+    determined = "undetermined" not in joint.summary
+    return determined and not has_better_form and not lack_of_fit.is_misfit(joint.summary)
+
+
+def withhold(law: Law, joint: Law | None, cost: Cost | None, has_better_form: bool = False):
     """Withholds the intervals in a law's entry of fit.json, with a warning, if the runs are noisy.
 
     "by_joint_law" is E and alpha of the joint law's own frontier, where that law is determined and
@@ -35,18 +46,18 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None):
       law: a law of compute; one of single runs is left as it is.
       joint: the joint law of the same losses, which knows the runs' noise, if any.
       cost: training FLOPs per token, if they are known.
+      has_better_form: whether another form is told from the joint law and predicts better.
     """
-    if not law.sample.curves or law.summary["E"].get("given"):
+    if not law.sample.curves:
         return
     if joint is None:
         law.summary["warnings"].append(
-            "frontier-noise-unknown: no joint law of params and tokens tells how much the runs "
+            f"{UNKNOWN}: no joint law of params and tokens tells how much the runs "
             "scatter; where it is more than "
             f"{TOO_NOISY:.2%} of the frontier's drop in log loss, the intervals are too short"
         )
         return
-    is_right = "undetermined" not in joint.summary and not lack_of_fit.is_misfit(joint.summary)
-    if cost is not None and cost.slope > 0 and is_right:
+    if cost is not None and cost.slope > 0 and is_right(joint, has_better_form):
         law.summary["by_joint_law"] = {
             "E": {name: joint.summary["E"][name] for name in ("value", "ci95")},
             "alpha": exponent(joint.likelihood, cost),
@@ -59,8 +70,14 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None):
     if ratio <= TOO_NOISY:
         return
     for name in PARAMETERS:
-        law.summary[name]["ci95"] = [None, None]
+        if not law.summary[name].get("given"):
+            law.summary[name]["ci95"] = [None, None]
     law.summary.pop("alpha_given_E", None)
+    law.summary["interval_method"] = "none, as the runs are too noisy (noisy-frontier)"
+    of_intervals = ("E-undetermined", "alpha-unbounded", "no-interval")
+    law.summary["warnings"] = [
+        note for note in law.summary["warnings"] if not note.startswith(of_intervals)
+    ]
     instead = "those of the joint law's own frontier stand beside it"
     law.summary["warnings"].append(
         f"noisy-frontier: runs scatter by {noise:.2%}, {by}, which is {ratio:.1%} of the "

@@ -26,6 +26,10 @@ SHARED_RUNS = (
     "isoflop-shared-runs: these minima lie at compute between the runs' own and share runs, so the "
     "exponent's interval, which takes them for independent, is too short"
 )
+OTHER_FORM = (
+    "isoflop-uncorrected: another form predicts the largest sizes better than the joint law, so "
+    "the bias of these minima is not known"
+)
 MISFIT = (
     "isoflop-uncorrected: the joint law does not describe the runs (lack-of-fit), so the bias of "
     "these minima is not known"

@@ -25,7 +25,6 @@ from var_jax.scaling.solver import Array
 TOKEN_BUDGETS = 25  # token budgets of each size among which a run is chosen
 FARTHER = 4.0  # longest proposed run in tokens over the longest of the table
 MOST_RUNS = 12
-BETWEEN = 2  # further sizes between each two, where runs of one size share noise
 AHEAD = 10.0
 TARGETS = ({"compute"}, {"params", "tokens"})
 FIRST_SEED = 100  # of the new runs; those of a sweep's own repetitions are small
@@ -52,6 +51,7 @@ def next_runs(
     budget: float,
     target: Float[Array, "2"],
     form: FittedForm | None = None,
+    new_sizes: Sequence[float] = (),
 ) -> NextRuns:
     """Returns the runs within a budget that narrow the prediction at `target` most.
 
@@ -62,11 +62,12 @@ def next_runs(
       budget: training FLOPs of all new runs together.
       target: params and tokens of the prediction.
       form: another form of the law that is to predict, fitted to the same runs, if any.
+      new_sizes: params of sizes that no run has, as in `sizes`.
 
     Raises:
       UserError: the budget does not pay for any run.
     """
-    candidates = settings(law, form)
+    candidates = settings(law, form, new_sizes)
     compute = cost.per_token(candidates[:, 0]) * candidates[:, 1]
     if not len(compute) or compute.min() > budget:
         raise UserError(
@@ -74,11 +75,12 @@ def next_runs(
             f"table does not have takes {compute.min(initial=np.inf):.3g} FLOPs"
         )
     direction = _slopes(law, target[None], form)[0]
-    rows, prior = _rows(law, law.sample.x, form)
+    groups = sizes(law, form, new_sizes)
+    rows, prior = _rows(law, law.sample.x, form, groups)
     weights = law.sample.weights[:, None]
     covariance = np.linalg.pinv(rows.T @ (weights * rows) + np.diag(prior))
     direction = np.concatenate([direction, np.zeros(len(prior) - len(direction))])
-    candidate_rows, _ = _rows(law, candidates, form)
+    candidate_rows, _ = _rows(law, candidates, form, groups)
     designs = [
         _greedy(candidate_rows, direction, covariance, compute / budget, power)
         for power in COST_POWERS
@@ -88,29 +90,33 @@ def next_runs(
     return NextRuns(candidates[chosen], compute[chosen], float(np.sqrt(after / before)))
 
 
-def settings(law: Law, form: FittedForm | None = None) -> Float[Array, "c 2"]:
+def settings(
+    law: Law, form: FittedForm | None = None, new_sizes: Sequence[float] = ()
+) -> Float[Array, "c 2"]:
     """Returns params and tokens of the runs among which next runs are chosen."""
     tokens = law.sample.x[:, 1]
     grid = np.geomspace(tokens.min(), FARTHER * tokens.max(), TOKEN_BUDGETS)
-    candidates = np.array([[size, count] for size in sizes(law, form) for count in grid])
+    candidates = np.array([[size, count] for size in sizes(law, form, new_sizes) for count in grid])
     half_step = np.log(grid[1] / grid[0]) / 2
     distances = np.abs(np.log(candidates[:, None] / law.sample.x[None]))  # (candidates, runs, 2)
     is_there = ((distances[..., 0] < 1e-6) & (distances[..., 1] < half_step)).any(axis=1)
     return candidates[~is_there]
 
 
-def sizes(law: Law, form: FittedForm | None = None) -> Float[Array, " s"]:
+def sizes(
+    law: Law, form: FittedForm | None = None, new_sizes: Sequence[float] = ()
+) -> Float[Array, " s"]:
     """Returns the params of next runs, in ascending order.
 
-    They are those of the law's runs, of which configs exist. Where runs of one size share noise,
-    more runs of a size tell little, and there are `BETWEEN` more sizes between each two.
+    They are those of the law's runs. Where runs of one size share noise, more runs of a size tell
+    little, and new sizes within their range are among them too.
+
+    Args:
+      new_sizes: params of further sizes of which configs exist.
     """
     known = np.unique(law.sample.x[:, 0])
-    if not _noise(law, form)[1]:
-        return known
-    place = np.arange((BETWEEN + 1) * (len(known) - 1) + 1) / (BETWEEN + 1)
-    logs = np.interp(place, np.arange(len(known)), np.log(known))
-    return np.where(place % 1 == 0, known[np.round(place).astype(int)], np.exp(logs))
+    inside = [size for size in new_sizes if known[0] < size < known[-1]]
+    return np.union1d(known, inside) if _noise(law, form)[1] else known
 
 
 def _noise(law: Law, form: FittedForm | None) -> tuple[float, float]:
@@ -127,6 +133,7 @@ def plan(
     budget: float,
     predict: Sequence[Mapping[str, float]],
     form: FittedForm | None = None,
+    new_sizes: Sequence[float] = (),
 ) -> dict:
     """Returns the next runs as an entry of fit.json.
 
@@ -138,6 +145,7 @@ def plan(
       predict: the inputs of the predictions, of params and tokens or of compute.
       form: the form that the runs tell from that law and that predicts better, if there is one.
         The prediction is then by that form.
+      new_sizes: params of sizes that no run has, as in `sizes`.
 
     Returns:
       The law, the form, the target, the budget, the runs and what they narrow. There are no runs,
@@ -164,10 +172,15 @@ def plan(
         "warnings": [],
         "runs": [],
     }
-    if form is None and lack_of_fit.is_misfit(law.summary):
+    if lack_of_fit.is_misfit(law.summary) and (
+        form is None or form_prediction.is_misfit(law, form)
+    ):
+        better = "no other form is known to predict better"
+        if form is not None:
+            better = f"neither does {form.form.name}, which predicts better"
         reason = (
-            f"next-runs-of-misfit: {law.key} does not describe the runs (lack-of-fit), and no "
-            "other form is known to predict better, so that no runs are proposed"
+            f"next-runs-of-misfit: {law.key} does not describe the runs (lack-of-fit), and "
+            f"{better}, so that no runs are proposed"
         )
         return {**entry, "warnings": [reason]}
     if "compute" not in target:
@@ -182,7 +195,7 @@ def plan(
                 f"at {target['compute']:.3g} FLOPs; name params and tokens with --predict"
             )
             return {**entry, "warnings": [reason]}
-    runs = next_runs(law, cost, budget, x, form)
+    runs = next_runs(law, cost, budget, x, form, new_sizes)
     for (size, count), compute in zip(runs.x, runs.compute, strict=True):
         inputs = {"params": float(size), "tokens": float(count)}
         run = {**_like(law, size), **inputs, "compute": float(compute)}
@@ -215,7 +228,7 @@ def _slopes(law: Law, x: Float[Array, "n 2"], form: FittedForm | None) -> Float[
 
 
 def _rows(
-    law: Law, x: Float[Array, "n 2"], form: FittedForm | None
+    law: Law, x: Float[Array, "n 2"], form: FittedForm | None, groups: Float[Array, " s"]
 ) -> tuple[Float[Array, "n q"], Float[Array, " q"]]:
     """Returns derivatives over the standard deviation of the noise that runs have alone.
 
@@ -223,12 +236,13 @@ def _rows(
     independent given the parameters.
 
     Args:
-      x: params and tokens of runs of the law's sizes.
+      x: params and tokens of runs.
+      groups: params of all sizes that runs may have.
 
     Returns:
       The derivatives by the law's parameters and those of the sizes, and the prior's precisions.
     """
-    slopes, groups = _slopes(law, x, form), sizes(law, form)
+    slopes = _slopes(law, x, form)
     prior = np.concatenate([np.zeros(slopes.shape[1]), np.ones(len(groups))])
     of_size = (x[:, :1] == groups).astype(float)
     exponent, share = _noise(law, form)

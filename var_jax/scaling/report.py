@@ -47,6 +47,7 @@ def fit_table(
     delta: float = laws.DELTA,
     predict: Sequence[Mapping[str, float]] = (),
     next_budget: float | None = None,
+    next_sizes: Sequence[float] = (),
     forms: FormsOf = "first",
 ) -> tuple[dict, dict]:
     """Fits every law that the table's columns allow.
@@ -57,6 +58,7 @@ def fit_table(
       delta: Huber's constant, in log loss, of the laws in "huber".
       predict: inputs at which the loss is predicted.
       next_budget: training FLOPs for which the next runs are chosen, if any.
+      next_sizes: params of further sizes of which configs exist, for the next runs.
       forms: the columns whose laws are compared with other forms: the first one, all or none.
 
     Returns:
@@ -124,7 +126,8 @@ def fit_table(
     cost = frontier.cost(table)
     for column in fitted:
         if law := fitted_laws.get(f"{column}~compute"):
-            frontier_noise.withhold(law, fitted_laws.get(f"{column}~params+tokens"), cost)
+            key = f"{column}~params+tokens"
+            frontier_noise.withhold(law, fitted_laws.get(key), cost, key in better)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
     curves_by_column = {}
     if "compute" in table.columns:
@@ -142,10 +145,12 @@ def fit_table(
             if len({curve.params for curve in curves}) >= select_runs.MIN_SIZES and any(
                 len(c.compute) > 1 for c in curves
             ):
-                joint = fitted_laws.get(f"{column}~params+tokens")
-                reason = isoflop_bias.UNCORRECTED
+                key = f"{column}~params+tokens"
+                joint, reason = fitted_laws.get(key), isoflop_bias.UNCORRECTED
                 if joint is not None and lack_of_fit.is_misfit(joint.summary):
                     joint, reason = None, isoflop_bias.MISFIT
+                elif key in better:
+                    joint, reason = None, isoflop_bias.OTHER_FORM
                 determined = joint is not None and "undetermined" not in joint.summary
                 result["isoflop"][column] = isoflop_bias.corrected(
                     frontier.isoflop(curves),
@@ -175,7 +180,7 @@ def fit_table(
         joint = fitted_laws.get(key)
         determined = joint is not None and "undetermined" not in joint.summary
         result["next"] = next_runs.plan(
-            joint if determined else None, cost, next_budget, predict, better.get(key)
+            joint if determined else None, cost, next_budget, predict, better.get(key), next_sizes
         )
     result["warnings"] = [
         *table.notes,

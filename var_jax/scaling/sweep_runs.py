@@ -1,7 +1,6 @@
 """Reads the finished runs of a sweep as rows for `table.build`."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -136,29 +135,6 @@ def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
     if not (config.get("transformer") and config.get("optimizer") and "tokens_per_step" in meta):
         return {}
     return of_length(config, meta["tokens_per_step"], tokens)
-
-
-def between(below: Mapping[str, Any], above: Mapping[str, Any], share: float) -> dict[str, Any]:
-    """Returns config overrides of a size between two others, from the overrides of both.
-
-    Depth and channels per head are those of the nearer size; width and rate lie between them on a
-    logarithmic scale, and the width is a multiple of the channels per head. So its number of
-    parameters is about that share of the way, and its run states the exact one.
-
-    Args:
-      share: where the size lies between the logarithms of both numbers of parameters.
-    """
-    near = dict(below if share < 0.5 else above)
-    keys = {name: f"transformer.{name}" for name in SIZE_KEYS}
-    head = near[keys["width"]] // near[keys["heads"]]
-
-    def of_both(key: str) -> float:
-        return math.exp((1 - share) * math.log(below[key]) + share * math.log(above[key]))
-
-    heads = max(1, round(of_both(keys["width"]) / head))
-    rate = of_both("optimizer.base_lr")
-    near |= {keys["width"]: heads * head, keys["heads"]: heads, "optimizer.base_lr": rate}
-    return near
 
 
 def of_length(config: Mapping[str, Any], tokens_per_step: float, tokens: float) -> dict[str, Any]:

@@ -6,7 +6,8 @@ by the joint law and its forms are compared, as `var-jax fit` does. It prints ho
 runs speak against the joint law (`lack-of-fit`), how often the comparison tells it from the form
 that predicts best, which form that is, and how often the 95 % interval of a prediction at four
 times the largest size and tokens holds the true loss: by the joint law, and by the form that `fit`
-goes by, which is the better one where there is one and the joint law elsewhere.
+goes by, which is the better one where there is one and the joint law elsewhere; and how often
+repeated runs speak against that form too, so that its prediction is warned of.
 """
 
 import argparse
@@ -109,6 +110,7 @@ def examined(case: Case, seed: int) -> dict:
     sample = select_runs.sample(table.build(records), "loss", ("params", "tokens"))
     law = analysis.analyze(key, sample, resamples=0)
     compared = compare_forms.compare(law)
+    law.summary.update(compared.entry)
     at = {"params": BEYOND * SIZES[-1], "tokens": BEYOND * TOKENS[-1]}
     truth = float(np.exp(case.log_loss(np.array([list(at.values())]))[0]))
     better = {} if compared.better is None else {key: compared.better}
@@ -121,6 +123,8 @@ def examined(case: Case, seed: int) -> dict:
     return {
         "misfit": lack_of_fit.is_misfit(law.summary),
         "told": compared.better is not None,
+        "warned": any("lack-of-fit" in note for note in entries[-1]["warnings"])
+        or (not better and lack_of_fit.is_misfit(law.summary)),
         "best": compared.entry["best_form"]["name"],
         "law_holds": holds[0],
         "fit_holds": holds[-1],
@@ -132,7 +136,7 @@ def measure(case: Case, sweeps: int, seed: int) -> dict:
     rows = [examined(case, seed * 100_000 + sweep) for sweep in range(sweeps)]
     shares = {
         name: float(np.mean([row[name] for row in rows]))
-        for name in ("misfit", "told", "law_holds", "fit_holds")
+        for name in ("misfit", "told", "warned", "law_holds", "fit_holds")
     }
     best = dict(Counter(row["best"] for row in rows))
     return {"law": case.name, "sweeps": sweeps, "seed": seed, **shares, "best": best}
@@ -141,7 +145,7 @@ def measure(case: Case, sweeps: int, seed: int) -> dict:
 def _line(row: dict) -> str:
     best = ", ".join(f"{name} {count}" for name, count in sorted(row["best"].items()))
     cells = [f"{row[name]:.0%}" for name in ("misfit", "told")]
-    held = [f"{row[name]:.0%}" for name in ("law_holds", "fit_holds")]
+    held = [f"{row[name]:.0%}" for name in ("law_holds", "fit_holds", "warned")]
     return f"| {row['law']} | {row['sweeps']} | {' | '.join([*cells, best, *held])} |"
 
 
@@ -157,7 +161,8 @@ def main(argv=None) -> int:
 def _run(args: argparse.Namespace):
     print(
         "| planted law | sweeps | lack-of-fit | told from the joint law | predicts best | "
-        "joint law's prediction holds | fit's prediction holds |\n|---|---|---|---|---|---|---|",
+        "joint law's prediction holds | fit's prediction holds | warned of misfit |\n"
+        "|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     for case in CASES:

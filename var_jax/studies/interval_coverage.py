@@ -206,7 +206,7 @@ def main():
         "--reported",
         choices=tuple(PLANTED),
         help="only the reported intervals, of laws with normal noise, with such as real runs may "
-        "have, or of other laws, run counts and noise, which chose nothing in the estimator",
+        "have, or of other laws, run counts and noise, on which the estimator was not tuned",
     )
     parser.add_argument(
         "--computed",

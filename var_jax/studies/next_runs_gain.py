@@ -45,6 +45,8 @@ SIZES, TOKENS = np.geomspace(3e7, 3e9, 6), np.geomspace(6e8, 6e10, 5)
 NOISE = 0.005
 BUDGET = 1e21  # FLOPs of all new runs
 SPACED = (3, 6, 12)  # numbers of equally spaced runs
+# Two between each two sizes, of which configs exist too.
+NEW_SIZES = np.delete(np.geomspace(3e7, 3e9, 16), slice(None, None, 3)).tolist()
 KEPT = np.stack([axis.ravel() for axis in np.meshgrid(SIZES, TOKENS)], axis=1)
 
 
@@ -147,12 +149,12 @@ def simulate(case: Case, seed: int) -> dict[str, Prediction]:
     target = target_of(case)
     # Noise of all runs that may be made is drawn at once, as runs of one size share some.
     possible = [KEPT, *map(spaced, SPACED)]
-    possible.append(next_runs.settings(_of_shared_noise()))
+    possible.append(next_runs.settings(_of_shared_noise(), new_sizes=NEW_SIZES))
     x = np.concatenate(possible)
     logy = case.log_loss(x) + case.kind(np.log(x), NOISE, np.random.default_rng(seed)).errors
     base = np.arange(len(KEPT))
     law = fitted(x[base], logy[base])
-    runs = next_runs.next_runs(law, COST, BUDGET, target, fitted_form(law, case.form))
+    runs = next_runs.next_runs(law, COST, BUDGET, target, fitted_form(law, case.form), NEW_SIZES)
     off = np.abs(np.log(x[None] / runs.x[:, None])).max(axis=-1)
     assert off.min(axis=1).max() < 1e-6, "a proposed run is not among those that were drawn"
     designs = {"none": base[:0], "chosen": off.argmin(axis=1)}

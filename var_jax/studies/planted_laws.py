@@ -227,8 +227,9 @@ DIRTY = tuple(
     for kind in kinds
 )
 
-# Laws, run counts and noise that chose nothing in the estimator: neither its thresholds nor its
-# degrees of freedom. The joint law is that of Hoffmann et al. 2022.
+# Laws, run counts and noise on which no constant of the estimator was tuned. That growth of the
+# noise is tried with few runs followed from a first look at them. The joint law is that of
+# Hoffmann et al. 2022.
 OTHER_NOISE = {
     "normal": normal,
     "noise differing 2 times": functools.partial(heteroscedastic, spread=2.0),
