@@ -52,7 +52,7 @@ RATE_SIZES = ((2, 16), (2, 24), (2, 40))
 RATE_IMAGES = (3_200, 12_800)
 RATE_BATCHES = (16, 8, 32)
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
-LONG_IMAGES = (25_600,)  # where the best rates are lower
+LONG_IMAGES = (25_600,)
 
 
 def get_config(arg: str = "sizes") -> config_dict.ConfigDict:
@@ -119,7 +119,7 @@ def get_sweep(arg: str = "sizes") -> list[grid.Overrides]:
             _rates((2,), (0.25, *RATE_FACTORS), RATE_IMAGES),
         )
     if arg == "long_rates":
-        return _rates(RATE_BATCHES, (0.25, *RATE_FACTORS[:2]), LONG_IMAGES)
+        return _rates(RATE_BATCHES, RATE_FACTORS[:3], LONG_IMAGES)
     if arg == "corners":
         corners = [(SIZES[0], IMAGES[0]), (SIZES[0], IMAGES[-1]), (SIZES[-1], IMAGES[0])]
         return grid.chain(

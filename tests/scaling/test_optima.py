@@ -195,6 +195,16 @@ def test_fit_table_fits_losses_at_the_best_rate_alone():
     assert "| 1e+06 | 1e+08 | 64 |" in text
 
 
+def test_batches_whose_best_rates_are_all_at_the_edge_are_refused_and_plotted():
+    """No batch has a loss where the best rate of each is the smallest that was run: the best batch
+    is refused by that name, and the plot has no line for it."""
+    rows = planted(batches=BATCHES, off=20.0, factors=(1, 2, 4))
+    result, pictures = report.fit_table(table.build(rows), resamples=0, forms="none")
+    reasons = [entry["refused"] for entry in result["optima"]["batch_size"]]
+    assert reasons and all(reason.startswith("few-batches") for reason in reasons)
+    assert "optima.png" in pictures
+
+
 @pytest.mark.parametrize("rate", ["from the batch", "unknown"])
 def test_optima_of_batches_whose_rates_follow_them_have_the_law_of_the_batch(rate):
     """A sweep over the batch at one base rate, whose effective rates are in proportion to it, and

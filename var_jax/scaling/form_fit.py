@@ -202,9 +202,13 @@ class FittedForm:
         return curve + normal * scale / np.sqrt(np.maximum(points.weights, 1e-6))
 
 
-def fit(form: Form, points: Points) -> FittedForm:
-    """Returns the form with its best parameters on the kept points."""
-    starts = np.array(form.starts(points.near, _ends(points)), float)
+def fit(form: Form, points: Points, near: Float[Array, " p"] | None = None) -> FittedForm:
+    """Returns the form with its best parameters on the kept points.
+
+    Args:
+      near: parameters to start from, or None for the starts of the form.
+    """
+    starts = np.array(form.starts(points.near, _ends(points)) if near is None else [near], float)
     unfitted = FittedForm(form, points, starts[0])
     ends, costs = curve_fit.solve(
         unfitted._function,
@@ -231,13 +235,13 @@ def fit_by_own_noise(form: Form, points: Points, counts: Float[Array, " n"]) -> 
     fitted = fit(form, points._replace(weights=counts, share=0.0))
     for _ in range(OUTLIER_ITERATIONS):
         weights = counts * _inlying(fitted)
-        fitted = fit(form, fitted.points._replace(weights=weights))
+        fitted = fit(form, fitted.points._replace(weights=weights), fitted.theta)
     share = _share(fitted)
     if not share:
         return fitted
     maps = whitening.independent(points.z, np.ones(len(counts)))
     maps = dataclasses.replace(maps, share=np.array(share))
-    return fit(form, fitted.points._replace(share=share, whitening=maps))
+    return fit(form, fitted.points._replace(share=share, whitening=maps), fitted.theta)
 
 
 def _inlying(fitted: FittedForm) -> Float[Array, " n"]:

@@ -26,7 +26,7 @@ def noise_over_drop(noise: float, sample: Sample) -> float:
     return noise / float(np.log(sample.y.max() / sample.y.min()))
 
 
-def is_right(joint: Law, has_better_form: bool) -> bool:
+def is_right(joint: Law, *, has_better_form: bool) -> bool:
     """Returns whether a joint law is determined and nothing speaks against it.
 
     Args:
@@ -36,7 +36,7 @@ def is_right(joint: Law, has_better_form: bool) -> bool:
     return determined and not has_better_form and not lack_of_fit.is_misfit(joint.summary)
 
 
-def withhold(law: Law, joint: Law | None, cost: Cost | None, has_better_form: bool = False):
+def withhold(law: Law, joint: Law | None, cost: Cost | None, *, has_better_form: bool = False):
     """Withholds the intervals in a law's entry of fit.json, with a warning, if the runs are noisy.
 
     "by_joint_law" is E and alpha of the joint law's own frontier, where that law is determined and
@@ -57,7 +57,7 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None, has_better_form: bo
             f"{TOO_NOISY:.2%} of the frontier's drop in log loss, the intervals are too short"
         )
         return
-    if cost is not None and cost.slope > 0 and is_right(joint, has_better_form):
+    if cost is not None and cost.slope > 0 and is_right(joint, has_better_form=has_better_form):
         law.summary["by_joint_law"] = {
             "E": {name: joint.summary["E"][name] for name in ("value", "ci95")},
             "alpha": exponent(joint.likelihood, cost),

@@ -25,6 +25,8 @@ def figure(optima: Mapping) -> Figure:
 
 
 def _losses(ax: Axes, entries: list[Mapping], name: str, column: str):
+    # Where the best rate of every batch is refused, no batch has a loss.
+    entries = [entry for entry in entries if entry["runs"]]
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(entries)))
     for entry, color in zip(entries, colors, strict=True):
         values, losses = np.array([[v, np.nan if y is None else y] for v, y in entry["runs"]]).T

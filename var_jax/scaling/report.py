@@ -127,7 +127,7 @@ def fit_table(
     for column in fitted:
         if law := fitted_laws.get(f"{column}~compute"):
             key = f"{column}~params+tokens"
-            frontier_noise.withhold(law, fitted_laws.get(key), cost, key in better)
+            frontier_noise.withhold(law, fitted_laws.get(key), cost, has_better_form=key in better)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
     curves_by_column = {}
     if "compute" in table.columns:

@@ -154,6 +154,7 @@ def main(argv=None) -> int:
     parser = Parser(prog="python -m var_jax.studies.form_choice", description=__doc__)
     parser.add_argument("--sweeps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="laws whose name contains this")
     parser.add_argument("--rows", type=epath.Path, help="JSONL file to which rows are written")
     return study_command.command(parser, _run, argv)
 
@@ -166,6 +167,8 @@ def _run(args: argparse.Namespace):
         flush=True,
     )
     for case in CASES:
+        if args.only not in case.name:
+            continue
         row = measure(case, args.sweeps, args.seed)
         if args.rows is not None:
             with args.rows.open("a") as file:

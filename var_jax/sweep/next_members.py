@@ -82,8 +82,8 @@ def further_sizes(
         inside = [size for size in options if low + APART < size < high - APART]
         for step in range(1, BETWEEN + 1):
             if inside:
-                wanted = low + (high - low) * step / (BETWEEN + 1)
-                best = min(inside, key=lambda size: abs(size - wanted))
+                aim = low + (high - low) * step / (BETWEEN + 1)
+                best = min(inside, key=lambda size: abs(size - aim))
                 inside = [size for size in inside if abs(size - best) > APART]
                 config = _between(below, above, options[best])
                 out[float(flops.param_count(options[best])[kind])] = config
