@@ -19,10 +19,10 @@ def test_frontier_without_tokens_says_that_its_noise_is_not_known():
     assert any(note.startswith("frontier-noise-unknown") for note in notes)
 
 
-@pytest.mark.parametrize("noise, withheld", [(0.001, False), (0.01, True)])
+@pytest.mark.parametrize("noise, withheld", [(0.0005, False), (0.01, True)])
 def test_noisy_frontier_has_the_intervals_of_the_joint_law(noise, withheld):
     """Planted sweeps of 48 runs: at 1 % noise, where intervals of an envelope held the truth in
-    three of four, none is given, nor one of a prediction; at 0.1 % they are. E and the exponent
+    three of four, none is given, nor one of a prediction; at 0.05 % they are. E and the exponent
     of the joint law's own frontier are given either way, and hold the planted ones."""
     x, y, theta = joint((8, 6), noise=noise, seed=2)
     records = [

@@ -16,7 +16,7 @@ from var_jax.scaling.select_runs import Sample
 
 # Noise of the runs over the drop of the frontier's log loss. docs/results/interval_coverage.md has
 # the shares of planted laws that intervals hold below it (var_jax.studies.frontier_coverage).
-TOO_NOISY = 0.004
+TOO_NOISY = 0.002
 UNKNOWN = "frontier-noise-unknown"
 PARAMETERS = ("E", "A", "alpha")
 

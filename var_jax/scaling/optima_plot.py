@@ -37,7 +37,7 @@ def _losses(ax: Axes, entries: list[Mapping], name: str, column: str):
         if "refused" not in entry:
             ax.plot(entry[f"best_{name}"], entry["loss"], "k*", ms=8)
     ax.set(xscale="log", xlabel=LABELS[name], ylabel=column)
-    if len(entries) <= MOST_LABELS:
+    if 0 < len(entries) <= MOST_LABELS:
         ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), title="params, tokens")
     plot_ticks.place(ax)
 
