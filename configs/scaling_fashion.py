@@ -15,7 +15,7 @@ r"""Scaling sweeps of Fashion-MNIST on one core, on tokens of the full tokenizer
 | rates         | learning rates and batches of 8 to 32 on three of the sizes, at two budgets,    |
 |               | also all annealed                                                               |
 | small_batches | the same with batches of 4 and 2                                                |
-| long_rates    | the same with batches of 8 to 32, at a third budget                             |
+| long_rates    | the same with batches of 4 to 16, at a third budget                             |
 | corners       | the smallest and the largest size at three rates, where the joint law is worst  |
 
 A size's longest run is the trunk of its others, which branch off it: a branch costs only its
@@ -119,7 +119,10 @@ def get_sweep(arg: str = "sizes") -> list[grid.Overrides]:
             _rates((2,), (0.25, *RATE_FACTORS), RATE_IMAGES),
         )
     if arg == "long_rates":
-        return _rates(RATE_BATCHES, RATE_FACTORS[:3], LONG_IMAGES)
+        return grid.chain(
+            _rates((16, 8), RATE_FACTORS[:3], LONG_IMAGES),
+            _rates((4,), (0.25, *RATE_FACTORS[:2]), LONG_IMAGES),
+        )
     if arg == "corners":
         corners = [(SIZES[0], IMAGES[0]), (SIZES[0], IMAGES[-1]), (SIZES[-1], IMAGES[0])]
         return grid.chain(
