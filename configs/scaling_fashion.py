@@ -16,7 +16,7 @@ r"""Scaling sweeps of Fashion-MNIST on one core, on tokens of the full tokenizer
 |               | also all annealed                                                               |
 | small_batches | the same with batches of 4 and 2                                                |
 | long_rates    | the same with batches of 4 to 16, at a third budget                             |
-| corners       | the smallest and the largest size at three rates, where the joint law is worst  |
+| corners       | the smallest and the largest size at five rates, where the joint law is worst   |
 
 A size's longest run is the trunk of its others, which branch off it: a branch costs only its
 cooldown. All of its images are different ones up to a budget of one epoch, 60,000 images.
