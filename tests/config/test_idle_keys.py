@@ -32,7 +32,7 @@ SHIPPED = [
     ("openimages", ("tokenizer",)),
     ("rivals", ("tokenizer_next_token", "next_scale", "next_token_d2", "next_token_spiral")),
     ("rivals", ("rivals_fashion", "rivals_fashion_lr")),
-    ("scaling_fashion", ("sizes", "rates")),
+    ("scaling_fashion", ("sizes", "rates", "small_batches", "long_rates", "corners")),
     ("scaling", ("tokenizer", "paper", "scaling", "lr", "fashion", "fashion_lr")),
 ]
 
