@@ -22,10 +22,12 @@ A size's longest run is the trunk of its others, which branch off it: a branch c
 cooldown. All of its images are different ones up to a budget of one epoch, 60,000 images.
 
   cost      measured: sizes, 105 minutes on two cores that other work shared (1.3e14 FLOPs); FLOPs
-            of rates, by --dry-run: 2.6e13
+            of the others, by --dry-run: rates 2.6e13, small_batches 1.7e13, long_rates 3.7e13,
+            corners 1.9e13
   expected  measured, held-out loss 2.496 + 60.8 N^-0.335 at 51,200 images
             (docs/results/scaling_fashion_long/fit.json, from `var-jax fit`); the best rate is
-            139 N^-0.551 D^-0.309 B^0.598 for N parameters, D tokens and B images per step
+            102 N^-0.534 D^-0.300 B^0.607 for N parameters, D tokens and B images per step, and
+            the best batch 0.00188 D^0.562
 """
 
 from collections.abc import Sequence
