@@ -11,13 +11,11 @@ repeated runs speak against that form too, so that its prediction is warned of.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float
 
 from var_jax.errors import Parser
@@ -33,7 +31,7 @@ from var_jax.scaling import (
     table,
 )
 from var_jax.scaling.solver import Array
-from var_jax.studies import study_command
+from var_jax.studies import planted_rows, study_command
 from var_jax.studies.planted_laws import INTERACTION, LARGE_INTERACTION
 
 # The runs of docs/results/scaling.md's longer sweep.
@@ -139,7 +137,7 @@ def measure(case: Case, sweeps: int, seed: int) -> dict:
         for name in ("misfit", "told", "warned", "law_holds", "fit_holds")
     }
     best = dict(Counter(row["best"] for row in rows))
-    return {"law": case.name, "sweeps": sweeps, "seed": seed, **shares, "best": best}
+    return {**shares, "best": best}
 
 
 def _line(row: dict) -> str:
@@ -152,10 +150,7 @@ def _line(row: dict) -> str:
 def main(argv=None) -> int:
     """Prints the table."""
     parser = Parser(prog="python -m var_jax.studies.form_choice", description=__doc__)
-    parser.add_argument("--sweeps", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="laws whose name contains this")
-    parser.add_argument("--rows", type=epath.Path, help="JSONL file to which rows are written")
+    planted_rows.add_arguments(parser, sweeps=100, seed=1)
     return study_command.command(parser, _run, argv)
 
 
@@ -166,13 +161,12 @@ def _run(args: argparse.Namespace):
         "|---|---|---|---|---|---|---|---|",
         flush=True,
     )
-    for case in CASES:
-        if args.only not in case.name:
-            continue
-        row = measure(case, args.sweeps, args.seed)
-        if args.rows is not None:
-            with args.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+    by_name = {case.name: case for case in CASES}
+    for row in planted_rows.measured(
+        args,
+        ((name, {"law": name}) for name in by_name),
+        lambda asked: measure(by_name[asked["law"]], asked["sweeps"], asked["seed"]),
+    ):
         print(_line(row), flush=True)
 
 

@@ -9,11 +9,9 @@ law's own frontier do. They are the figures behind the limit of `frontier_noise`
 """
 
 import argparse
-import json
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 
 from var_jax.errors import Parser
 from var_jax.scaling import (
@@ -26,7 +24,7 @@ from var_jax.scaling import (
     profile_intervals,
     solver,
 )
-from var_jax.studies import study_command
+from var_jax.studies import planted_rows, study_command
 from var_jax.studies.planted_laws import COST, HOFFMANN, PlantedFrontier
 
 SHAPE = (8, 6)  # sizes and token budgets
@@ -78,7 +76,7 @@ def verdict(planted: PlantedFrontier, rng: np.random.Generator) -> Verdict:
     )
 
 
-def measure(law: str, theta: tuple[float, ...], noise: float, sweeps: int, seed: int) -> dict:
+def measure(theta: tuple[float, ...], noise: float, sweeps: int, seed: int) -> dict:
     """Returns the row of a law and a noise."""
     planted = PlantedFrontier("", theta, SMALLEST, LARGEST, (SHAPE,), noise)
     verdicts = [verdict(planted, np.random.default_rng([seed, sweep])) for sweep in range(sweeps)]
@@ -87,10 +85,6 @@ def measure(law: str, theta: tuple[float, ...], noise: float, sweeps: int, seed:
     by_joint = np.mean([one.joint_holds for one in verdicts], axis=0)
     is_given = ratios <= frontier_noise.TOO_NOISY
     return {
-        "law": law,
-        "noise": noise,
-        "sweeps": sweeps,
-        "seed": seed,
         "ratio": float(np.median(ratios)),
         "withheld": float(np.mean(~is_given)),
         "held": dict(zip(QUANTITIES, holds.mean(axis=0).tolist(), strict=True)),
@@ -115,9 +109,7 @@ def main(argv=None) -> int:
     """Prints the table."""
     parser = Parser(prog="python -m var_jax.studies.frontier_coverage", description=__doc__)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.001, 0.002, 0.01])
-    parser.add_argument("--sweeps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=10)
-    parser.add_argument("--rows", type=epath.Path, help="JSONL file to which rows are written")
+    planted_rows.add_arguments(parser, sweeps=300, seed=10)
     return study_command.command(parser, _run, argv)
 
 
@@ -128,13 +120,13 @@ def _run(args: argparse.Namespace):
         "|---|---|---|---|---|---|---|",
         flush=True,
     )
-    for law, theta in LAWS:
-        for noise in args.noise:
-            row = measure(law, theta, noise, args.sweeps, args.seed)
-            if args.rows is not None:
-                with args.rows.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(_line(row), flush=True)
+    thetas = dict(LAWS)
+    for row in planted_rows.measured(
+        args,
+        ((law, {"law": law, "noise": noise}) for law in thetas for noise in args.noise),
+        lambda asked: measure(thetas[asked["law"]], asked["noise"], asked["sweeps"], asked["seed"]),
+    ):
+        print(_line(row), flush=True)
 
 
 if __name__ == "__main__":

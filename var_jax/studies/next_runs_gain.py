@@ -10,12 +10,10 @@ chosen, as `var-jax fit` does.
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float
 
 from var_jax.errors import Parser
@@ -34,7 +32,7 @@ from var_jax.scaling import (
     whitening,
 )
 from var_jax.scaling.solver import Array
-from var_jax.studies import study_command
+from var_jax.studies import planted_rows, study_command
 from var_jax.studies.planted_laws import COST, Noise, correlated, heteroscedastic, normal
 
 LAW = (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367)
@@ -172,7 +170,7 @@ def simulate(case: Case, seed: int) -> dict[str, Prediction]:
 def measure(case: Case, sweeps: int, seed: int) -> dict:
     """Returns the median widths over that without new runs, and the shares that hold, by design."""
     results = [simulate(case, seed * 100_000 + sweep) for sweep in range(sweeps)]
-    row: dict = {"case": case.name, "sweeps": sweeps, "seed": seed}
+    row: dict = {}
     for name in results[0]:
         ratio = np.median([result[name].width / result["none"].width for result in results])
         row[name] = {
@@ -185,25 +183,21 @@ def measure(case: Case, sweeps: int, seed: int) -> dict:
 def main(argv=None) -> int:
     """Prints the table."""
     parser = Parser(prog="python -m var_jax.studies.next_runs_gain", description=__doc__)
-    parser.add_argument("--sweeps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="laws whose name contains this")
-    parser.add_argument("--rows", type=epath.Path, help="JSONL file to which rows are written")
+    planted_rows.add_arguments(parser, sweeps=200, seed=1)
     return study_command.command(parser, _run, argv)
 
 
 def _run(args: argparse.Namespace):
     names = ("chosen", *(f"{count} spaced" for count in SPACED), "none")
     print(f"| planted law | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)
-    for case in CASES:
-        if args.only not in case.name:
-            continue
-        row = measure(case, args.sweeps, args.seed)
-        if args.rows is not None:
-            with args.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+    by_name = {case.name: case for case in CASES}
+    for row in planted_rows.measured(
+        args,
+        ((name, {"case": name}) for name in by_name),
+        lambda asked: measure(by_name[asked["case"]], asked["sweeps"], asked["seed"]),
+    ):
         cells = [f"{row[name]['width']:.2f} (held {row[name]['held']:.1%})" for name in names]
-        print(f"| {case.name} | {' | '.join(cells)} |", flush=True)
+        print(f"| {row['case']} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
