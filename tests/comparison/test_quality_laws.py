@@ -46,6 +46,33 @@ def test_verdicts_name_the_objective_ahead_only_where_intervals_are_apart(factor
     assert quality == "frechet_distance" and words in text
 
 
+def envelope(objective, factor):
+    """Runs of eight sizes with six token budgets, of a joint law: their law is an envelope."""
+    return [
+        ComparedRun(
+            objective,
+            f"{objective} {n:.1e} {d:.1e}",
+            {"train_flops": 6 * n * d},
+            {
+                "frechet_distance": Measured(
+                    factor * (1.82 + 478 * n**-0.347 + 2143 * d**-0.367), None
+                )
+            },
+            params=n,
+        )
+        for n in np.geomspace(3e7, 3e9, 8)
+        for d in np.geomspace(6e8, 6e10, 6)
+    ]
+
+
+def test_verdict_of_envelopes_of_unknown_noise_tells_nothing():
+    """An envelope's intervals are too short where its runs are noisy, which no column here tells:
+    even laws far apart are not called apart, and the reason is named."""
+    both = Comparison(envelope("masked", 1) + envelope("flow", 3))
+    ((_, text),) = quality_laws.verdicts(both, quality_laws.fit(both))
+    assert "cannot tell" in text and "frontier-noise-unknown" in text
+
+
 def test_fit_of_a_share_is_that_of_its_complement():
     """Recall that rises as 1 less a falling law is fitted, and predicted as a recall below 1 whose
     interval contains the planted one; the better is the higher."""

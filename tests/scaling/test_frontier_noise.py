@@ -45,3 +45,18 @@ def test_noisy_frontier_has_the_intervals_of_the_joint_law(noise, withheld):
         low, high = entry[name]["ci95"]
         assert low < truth < high and low < entry[name]["value"] < high
     assert any("joint law's own frontier" in line for line in report_text.terminal_lines(result))
+
+
+def test_noisy_frontier_of_a_given_floor_has_no_interval_of_its_exponent():
+    """E is as it is given; the exponent's interval is too short all the same, and is withheld."""
+    x, y, theta = joint((8, 6), noise=0.01, seed=2)
+    records = [
+        {"run": f"r{i}", "params": n, "tokens": d, "compute": 6 * n * d, "loss": loss}
+        for i, ((n, d), loss) in enumerate(zip(x, y, strict=True))
+    ]
+    result, _ = report.fit_table(
+        table.build(records), resamples=0, forms="none", floors={"": theta[0]}
+    )
+    law = result["laws"]["loss~compute"]
+    assert law["E"]["ci95"][0] is not None and law["alpha"]["ci95"] == [None, None]
+    assert law["interval_method"].startswith("none")
