@@ -14,7 +14,8 @@ def add_arguments(parser: Parser, *, sweeps: int, seed: int):
     """Adds the options that these studies have.
 
     Args:
-      sweeps, seed: defaults of the options.
+      sweeps: default number of sweeps of each law.
+      seed: default seed of the noise.
     """
     parser.add_argument(
         "--sweeps", type=int, default=sweeps, help=f"of each law (default {sweeps})"
