@@ -10,7 +10,7 @@ from var_jax.cli.args import read_config
 from var_jax.cli.main import main
 from var_jax.config.strict import plain
 from var_jax.models import flops
-from var_jax.sweep import plan
+from var_jax.sweep import next_members, plan
 
 SCALING = Path(__file__).parents[2] / "configs" / "scaling.py"
 
@@ -135,6 +135,8 @@ def test_sizes_between_those_of_a_sweep_are_proposed_where_sizes_share_noise(tmp
         config = read_config(f"{SCALING}:fashion", flags)
         params = flops.param_count(config.transformer)["total"]
         assert params == run["params"]
+        tokens = config.steps * config.batch_size * config.tokenizer.scales.total
+        assert abs(tokens / run["tokens"] - 1) < 0.01
         assert all(abs(np.log(params / size)) > np.log(1.04) for size in sizes)
         ends = [
             json.loads((tmp_path / "sweep" / end["run"] / "config.json").read_text())
@@ -142,3 +144,19 @@ def test_sizes_between_those_of_a_sweep_are_proposed_where_sizes_share_noise(tmp
         ]
         rates = [end["optimizer"]["base_lr"] for end in ends]
         assert min(rates) <= config.optimizer.base_lr <= max(rates)
+
+
+def test_new_size_trains_on_the_tokens_that_it_is_given_whatever_the_batches():
+    """Two sizes with batches of 8 and 32: each size between them has the batch of the nearer one,
+    and as many steps as the tokens take at that batch."""
+    name = f"{SCALING}:fashion"
+    family = [
+        {"transformer.width": 32, "transformer.heads": 4, "batch_size": 8},
+        {"transformer.width": 96, "transformer.heads": 12, "batch_size": 32},
+    ]
+    planned = plan.expand(family, lambda flags: read_config(name, flags), "w")
+    further = next_members.further_sizes(planned, [])
+    chosen = next_members.members(planned, [(size, 1e6) for size in further], further)
+    assert {override["batch_size"] for override in chosen} == {8, 32}
+    for override in chosen:
+        assert abs(override["steps"] * override["batch_size"] * 130 / 1e6 - 1) < 0.01

@@ -161,7 +161,7 @@ class FittedForm:
         """
         weights, maps = self.points.weights, self.points.whitening
         runs = float(weights.sum())
-        r = self.residuals if maps is None else maps(self.residuals[None])[0]
+        r = self._mapped(self.residuals[None])[0]
         unit = 1.0 if maps is None else maps.unit
         squares = max(float(np.sum(weights * r**2)), runs * SMALLEST_NOISE**2)
         freedom = max(runs - self.points.free(self.form), 1.0)

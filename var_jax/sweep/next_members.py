@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.strict import plain
@@ -22,7 +21,7 @@ SAME_SIZE = 1e-3  # relative difference of two numbers of parameters of one size
 def members(
     planned: Sequence[plan.Run],
     sizes: Sequence[tuple[float, float]],
-    further: Mapping[float, Mapping[str, Any]] | None = None,
+    further: Mapping[float, plan.Run] | None = None,
 ) -> list[Overrides]:
     """Returns overrides of the sweep's base, as an entry of `get_sweep` each.
 
@@ -37,12 +36,9 @@ def members(
       UserError: the sweep has no run of such a size.
     """
     out = []
-    per_step = planned[0].tokens / planned[0].config.steps
     for params, tokens in sizes:
-        if further and params in further:
-            out.append(sweep_runs.of_length(further[params], per_step, tokens))
-            continue
-        run = next((run for run in planned if _has(run, params)), None)
+        run = (further or {}).get(params)
+        run = run or next((run for run in planned if _has(run, params)), None)
         if run is None:
             known = sorted({run.params["total"] for run in planned})
             raise UserError(
@@ -54,14 +50,12 @@ def members(
     return out
 
 
-def further_sizes(
-    planned: Sequence[plan.Run], known: Sequence[float]
-) -> dict[float, Mapping[str, Any]]:
-    """Returns configs of sizes between those of a sweep, by their exact number of parameters.
+def further_sizes(planned: Sequence[plan.Run], known: Sequence[float]) -> dict[float, plan.Run]:
+    """Returns runs of sizes between those of a sweep, by their exact number of parameters.
 
     Between each two are up to `BETWEEN`: transformers of the depth and the channels per head of
     either, whose numbers of parameters divide the distance most evenly. Their rate lies between
-    both on a logarithmic scale of the width.
+    both on a logarithmic scale of the width, and all else is the nearer run's.
 
     Args:
       planned: the sweep's runs.
@@ -71,7 +65,7 @@ def further_sizes(
     runs = [first[count] for count in sorted(first)]
     kinds = runs[0].params
     kind = next((k for k in kinds if all(_is_one(size, runs, k) for size in known)), "total")
-    out: dict[float, Mapping[str, Any]] = {}
+    out: dict[float, plan.Run] = {}
     for below, above in itertools.pairwise(runs):
         low, high = (math.log(run.params[kind]) for run in (below, above))
         options = {
@@ -85,13 +79,13 @@ def further_sizes(
                 aim = low + (high - low) * step / (BETWEEN + 1)
                 best = min(inside, key=lambda size: abs(size - aim))
                 inside = [size for size in inside if abs(size - best) > APART]
-                config = _between(below, above, options[best])
-                out[float(flops.param_count(options[best])[kind])] = config
+                run = _between(below, above, options[best])
+                out[float(run.params[kind])] = run
     return out
 
 
 def _is_one(size: float, runs: Sequence[plan.Run], kind: str) -> bool:
-    return any(abs(run.params[kind] - size) <= SAME_SIZE * size for run in runs)
+    return any(_is_same(run.params[kind], size) for run in runs)
 
 
 def _transformers(near: TransformerConfig, widest: TransformerConfig) -> list[TransformerConfig]:
@@ -103,20 +97,21 @@ def _transformers(near: TransformerConfig, widest: TransformerConfig) -> list[Tr
     ]
 
 
-def _between(below: plan.Run, above: plan.Run, transformer: TransformerConfig) -> Mapping[str, Any]:
-    """Returns the config of the nearer run with another transformer, and the rate of its width."""
+def _between(below: plan.Run, above: plan.Run, transformer: TransformerConfig) -> plan.Run:
+    """Returns the nearer run with another transformer, and the rate of its width."""
     ends = [(run.config.transformer.width, run.config.optimizer.base_lr) for run in (below, above)]
     (low, first), (high, last) = ends
     share = 0.5 if low == high else math.log(transformer.width / low) / math.log(high / low)
-    config = plain(below.config if share < 0.5 else above.config)
-    sizes = {key: getattr(transformer, key) for key in sweep_runs.SIZE_KEYS}
+    near = below if share < 0.5 else above
     rate = float(first ** (1 - share) * last**share)
-    return {
-        **config,
-        "transformer": {**config["transformer"], **sizes},
-        "optimizer": {**config["optimizer"], "base_lr": rate},
-    }
+    optimizer = dataclasses.replace(near.config.optimizer, base_lr=rate)
+    config = dataclasses.replace(near.config, transformer=transformer, optimizer=optimizer)
+    return dataclasses.replace(near, config=config)
 
 
 def _has(run: plan.Run, params: float) -> bool:
-    return any(abs(count - params) <= SAME_SIZE * params for count in run.params.values())
+    return any(_is_same(count, params) for count in run.params.values())
+
+
+def _is_same(count: float, params: float) -> bool:
+    return abs(count - params) <= SAME_SIZE * params
