@@ -24,7 +24,7 @@ from var_jax.config.scales import Scales
 from var_jax.config.train import MeshConfig
 from var_jax.io import atomic
 from var_jax.models.cnn import ResBlock
-from var_jax.perf import aot_search, hlo, tpu_slices
+from var_jax.perf import aot_search, hlo, tpu_slices, uncached
 
 IMAGES, SIDE, CHANNELS = 3, 256, 160
 CONFIG = TokenizerConfig(
@@ -59,7 +59,9 @@ def traffic(mesh: Mesh, options: str) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         by_name = MeshConfig(compiler_options=options).options_of_compiler
         jitted = jax.jit(step, compiler_options=by_name or None)
-        program = hlo.Program(jitted.lower(params, maps, maps).compile().as_text() or "")
+        lowered = jitted.lower(params, maps, maps)
+        with uncached.compilation():
+            program = hlo.Program(lowered.compile().as_text() or "")
     array = float(np.prod(maps.shape)) * 2
     return {
         "options": options,
@@ -78,7 +80,6 @@ def main():
     parser.add_argument("--json", metavar="F", help="also write the rows to this file")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
     tpu_slice = tpu_slices.named(args.topology)
     mesh = Mesh(np.array(tpu_slice.devices[:1]).reshape(1, 1), ("data", "model"))
     rows = []

@@ -56,6 +56,21 @@ def test_train_with_a_saved_step_is_the_run_that_compiles(
         assert_same(weights(tmp_path / "saved", part), weights(tmp_path / "compiled", part))
 
 
+def test_saved_step_is_compiled_anew_where_the_folder_has_its_program(
+    configs, tmp_path, monkeypatch
+):
+    """After a run has left its step in the folder of compiled programs, a step that is saved trains
+    the same run to the last bit; one that was read from there would have no machine code."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config = dataclasses.replace(configs["transformer"], batch_size=16)
+    train(config, tmp_path / "compiled")
+    jax.clear_caches()
+    path = save(tmp_path / "step.executable", config)
+    monkeypatch.setattr(Program, "_compiled", refuse_to_compile)
+    train(config, tmp_path / "saved", executable=path)
+    assert losses(tmp_path / "saved") == losses(tmp_path / "compiled")
+
+
 @pytest.mark.slow
 def test_train_compiles_the_variants_that_a_file_does_not_hold(configs, tmp_path, monkeypatch):
     """A tokenizer's file holds the step with a discriminator, which trains from step 2 on: the

@@ -115,9 +115,6 @@ def run(args: argparse.Namespace) -> int:
     if not local:
         # Nothing runs; a TPU of this host must not be taken. Reading a config may use JAX already.
         jax.config.update("jax_platforms", "cpu")
-    # Each program is compiled anew: the compile time is part of the report, and on a CPU a program
-    # that was read from the cache cannot be saved.
-    jax.config.update("jax_enable_compilation_cache", False)
     config = read_sized_config(args.config, args.overrides)
     from var_jax.perf import aot_lines, aot_report, attached, tpu_slices
 

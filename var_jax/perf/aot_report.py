@@ -13,7 +13,7 @@ from var_jax.devices import sharding
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.ops import attention_splash
-from var_jax.perf import aot, hlo
+from var_jax.perf import aot, hlo, uncached
 from var_jax.perf.aot import Step
 from var_jax.perf.aot_lines import gib
 from var_jax.perf.tpu_slices import Slice
@@ -104,7 +104,8 @@ def measure(
     }
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
-        compiled = step.lowered.compile()
+        with uncached.compilation():
+            compiled = step.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
