@@ -96,7 +96,8 @@ def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_d
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_products_in_float32_are_plain(case):
-    """Where all is float32, the dtype of gradients has no effect."""
+    """Where all is float32, the dtype of gradients has no effect: results agree to a millionth of
+    the largest, as sums in another order do, whose terms cancel in small results."""
     function, x_shape, w_shape, plain = case
     x, w = random_array(*x_shape), random_array(*w_shape)
     with pytest.MonkeyPatch.context() as patch:
@@ -106,7 +107,8 @@ def test_products_in_float32_are_plain(case):
     for actual, reference in zip(
         (result, *gradients(expected)), (expected, *exact(expected)), strict=True
     ):
-        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)
+        largest = np.abs(reference).max()
+        np.testing.assert_allclose(actual, reference, rtol=0, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

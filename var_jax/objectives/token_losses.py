@@ -11,8 +11,8 @@ import optax
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
-from var_jax.devices import target
 from var_jax.objectives.step_types import Metrics
+from var_jax.ops.largest import largest
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -91,20 +91,6 @@ def held_out(
         return labeled
     unlabeled = measure(jnp.full_like(labels, config.num_classes))
     return labeled | with_class_dropout(labeled, unlabeled, config.class_dropout)
-
-
-def largest(logits: Float[Array, "b L v"]) -> Int[Array, "b L"]:
-    """Returns the index of the largest logit, the first of equally large ones.
-
-    It is `jnp.argmax`, whose reduction of pairs a CPU computes one number after the other; two
-    reductions of one array each are vectorized.
-    """
-    if not target.is_single_cpu():
-        return jnp.argmax(logits, axis=-1)
-    logits = jax.lax.stop_gradient(logits)
-    vocab = logits.shape[-1]
-    is_largest = logits == jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_largest, jnp.arange(vocab), vocab), axis=-1)
 
 
 def with_class_dropout(labeled: Metrics, unlabeled: Metrics, dropout: float) -> Metrics:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from var_jax.ops.largest import largest
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
 
@@ -37,7 +39,7 @@ def filter_logits(
     use_top_k = 0 < top_k < vocab
     if not use_top_k and top_p is None:
         return logits
-    is_largest = jnp.arange(vocab) == jnp.argmax(logits, axis=-1, keepdims=True)
+    is_largest = jnp.arange(vocab) == largest(logits)[..., None]
     if top_k == 1:
         return jnp.where(is_largest, logits, -jnp.inf)
 
@@ -45,7 +47,7 @@ def filter_logits(
     keys = _sort_keys(logits.astype(jnp.float32))
     smallest_key = jnp.full((*logits.shape[:-1], 1), _LOWEST, jnp.int32)
     if use_top_k:
-        smallest_key = _largest_key_where(lambda key: _sum(keys >= key) >= top_k, smallest_key)
+        smallest_key = _largest_key_where(lambda key: _count(keys >= key) >= top_k, smallest_key)
     if top_p is not None:
         top_k_logits = jnp.where(keys >= smallest_key, logits, -jnp.inf)
         probabilities = jax.nn.softmax(top_k_logits, axis=-1)
@@ -100,9 +102,14 @@ def _sum(x: Array) -> Array:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
+def _count(chosen: Array) -> Array:
+    """Returns how many are chosen, in float32: exact up to 2**24, and CPUs vectorize its sums."""
+    return _sum(chosen.astype(jnp.float32))
+
+
 def sample(keys: Key[Array, " b"], logits: Float[Array, "b l v"]) -> Int[Array, "b l"]:
     """Samples one token per position from softmax(logits), with one key per image."""
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return largest_noisy(logits, gumbel(keys, logits.shape[1:]))
 
 
 def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b l v"]:
@@ -110,9 +117,9 @@ def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b l 
     return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
 
 
-def largest_noisy(logits: Float[Array, "b v"], noise: Float[Array, "b v"]) -> Int[Array, " b"]:
-    """Returns one sample of softmax(logits) for each image, by its `gumbel` noise."""
-    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+def largest_noisy(logits: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array, "*b"]:
+    """Returns one sample of each softmax(logits), by its `gumbel` noise."""
+    return largest(noise + logits)
 
 
 def smooth_codes(
