@@ -9,6 +9,7 @@ import pytest
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.scales import SCALES_512, Scales
+from var_jax.devices import target
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
@@ -216,7 +217,8 @@ def test_generation_computes_the_blocks_adaln_once_and_the_heads_at_every_scale(
 
 
 def test_tokenizer_agrees_with_xla():
-    """Counted FLOPs of encoder and decoder are within 3 % of XLA's cost analysis."""
+    """Counted FLOPs of encoder and decoder are within 3 % of XLA's cost analysis of the program of
+    accelerators; a single CPU's decoder takes fewer."""
     config = TokenizerConfig(
         scales=Scales.parse("1,2,4,8x6"),
         channels=64,
@@ -233,8 +235,13 @@ def test_tokenizer_agrees_with_xla():
     params = shapes_of(model.init, jax.random.key(0), images)
     encode = xla_flops(lambda p, x: model.apply(p, x, method="encode"), params, images)
     assert flops.encode_flops(config) * batch == pytest.approx(encode, rel=0.03)
-    decode = xla_flops(lambda p, t: model.apply(p, t, method="decode"), params, tokens)
-    assert flops.decode_flops(config) * batch == pytest.approx(decode, rel=0.03)
+
+    def decode():
+        return xla_flops(lambda p, t: model.apply(p, t, method="decode"), params, tokens)
+
+    with target.tracing_for_other_devices():
+        assert flops.decode_flops(config) * batch == pytest.approx(decode(), rel=0.03)
+    assert decode() < 0.95 * flops.decode_flops(config) * batch
 
 
 def test_flops_grow_with_the_image():

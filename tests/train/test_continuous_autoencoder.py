@@ -14,6 +14,7 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.tokenizer_training import CodebookConfig
 from var_jax.config.train import LossConfig
+from var_jax.devices import target
 from var_jax.errors import UserError
 from var_jax.models import flops, init
 from var_jax.models.tokenizer import Tokenizer
@@ -134,9 +135,10 @@ def test_parameters_and_flops_are_those_of_the_module(codes):
         (flops.encode_flops(config), "features", images),
         (flops.decode_flops(config), "decode_latents", jax.ShapeDtypeStruct(shape, jnp.float32)),
     ):
-        lowered = jax.jit(
-            lambda p, x, method=method: model.apply({"params": p}, x, method=method)
-        ).lower(params, inputs)
+        with target.tracing_for_other_devices():
+            lowered = jax.jit(
+                lambda p, x, method=method: model.apply({"params": p}, x, method=method)
+            ).lower(params, inputs)
         assert count * rows == pytest.approx(lowered.cost_analysis()["flops"], rel=0.06)
 
 

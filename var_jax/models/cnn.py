@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from var_jax.config.model import TokenizerConfig
+from var_jax.devices import target
 from var_jax.devices.sharding import constrain, parameter
+from var_jax.ops import upsampled_convolution
 from var_jax.ops.mixed_precision import add_bias, convolution
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Conv(nn.Module):
     Attributes:
       size: height and width of the kernel, 1 or 3.
       padding: "SAME", or ((top, bottom), (left, right)).
+      doubles: whether a map is first doubled in height and width by repetition, for a kernel of 3.
       names: logical axes of the kernel's inputs and outputs.
     """
 
@@ -51,6 +54,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     padding: str | tuple = "SAME"
+    doubles: bool = False
     names: tuple[str, str] = ("conv_in", "conv_out")
 
     @nn.compact
@@ -62,7 +66,12 @@ class Conv(nn.Module):
         )
         bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], self.names[1:], stored)
         summed = jnp.dtype(self.config.gradient_dtype)
-        y = convolution(x, kernel, (self.stride, self.stride), self.padding, dtype, summed)
+        if self.doubles and dtype == jnp.float32 and target.is_single_cpu():
+            # It was tried on CPUs alone.
+            y = upsampled_convolution.by_parity(x.astype(dtype), kernel.astype(dtype))
+        else:
+            x = upsampled_convolution.doubled(x) if self.doubles else x
+            y = convolution(x, kernel, (self.stride, self.stride), self.padding, dtype, summed)
         # Without the constraint the compiler would move images to the devices that hold their
         # channels' weights.
         return constrain(add_bias(y, bias, summed), "images", None, None, None)
@@ -206,8 +215,7 @@ class Decoder(nn.Module):
         for i, width in reversed(list(enumerate(c.widths))):
             x = Level(width, c.blocks + 1, i == len(c.widths) - 1, c, name=f"up_{i}")(x)
             if i:
-                x = x.repeat(2, axis=1).repeat(2, axis=2)
-                x = Conv(width, c, name=f"upsample_{i}")(x)
+                x = Conv(width, c, doubles=True, name=f"upsample_{i}")(x)
         x = nn.silu(Norm(c, name="norm_out")(x))
         conv_out = Conv(c.in_channels, c, names=("conv_in", "image_channels"), name="conv_out")
         return conv_out(x).astype(jnp.float32)

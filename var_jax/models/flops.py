@@ -225,7 +225,8 @@ def encode_flops(config: TokenizerConfig) -> float:
 def decode_flops(config: TokenizerConfig) -> float:
     """Returns the FLOPs of decoding one image from tokens (see `encode_flops`).
 
-    They are those of every scale's upsampling and residual convolution, and of the decoder.
+    They are those of every scale's upsampling and residual convolution, and of the decoder. On a
+    single CPU the decoder's upsampling takes fewer (`ops.upsampled_convolution`).
     """
     c = config
     h, w = c.scales.finest
