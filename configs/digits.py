@@ -112,14 +112,14 @@ def _train_transformer(config: config_dict.ConfigDict, depth: int):
 
     # Schedule
     config.batch_size = 32
-    config.steps = 2400  # 53 epochs
+    config.steps = 1200  # 27 epochs
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 40
     config.ema = 0.99
 
     # Evaluation, on all held-out images
     config.eval_every = 1200
-    config.checkpoint_every = 1200
+    config.checkpoint_every = 600
     config.sample_classes = 10  # columns of the sample grid
 
 
