@@ -1,10 +1,10 @@
-"""Time of every program of the compiler within one row of `cpu_bench.py`, from a trace.
+"""Time of every XLA operation within one row of `cpu_bench.py`, from a trace.
 
   python launch/op_times.py d16_train --num 40
 
-Call it to see where a step's or a generation's time goes. On a CPU, the compiler's programs run one
+Call it to see where a step's or a generation's time goes. On a CPU, a program's operations run one
 after the other, and JAX's profiler writes when each begins and ends. The sums are printed by
-program, then by kind of program. Start it with the tunables that `var-jax` sets for itself, as
+operation, then by kind of operation. Start it with the tunables that `var-jax` sets for itself, as
 `cpu_bench.py` does: GLIBC_TUNABLES from `python -c "from var_jax.cli import allocator;
 print(allocator.FOR_XLA)"`.
 """
@@ -19,18 +19,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SELF = re.compile(r"^(\$|ThunkExecutor|end: )|::")  # of the runtime and of Python, not of a program
+RUNTIME = re.compile(r"^(\$|ThunkExecutor|end: )|::")  # and Python: no operations
 
 
 class OpTime(NamedTuple):
-    """The calls of one program: how many, and their seconds without those of programs inside."""
+    """Calls of one operation: how many, and their seconds without those of operations inside."""
 
     count: int
     seconds: float
 
 
 def op_times(events: Iterable[Mapping[str, Any]]) -> dict[str, OpTime]:
-    """Returns the time of each program, the longest first.
+    """Returns the time of each operation, the longest first.
 
     Args:
       events: of a trace in Chrome's format, with microseconds; within a thread they nest.
@@ -53,12 +53,12 @@ def op_times(events: Iterable[Mapping[str, Any]]) -> dict[str, OpTime]:
     return {
         name: OpTime(counts[name], time)
         for name, time in seconds.most_common()
-        if not SELF.search(name)
+        if not RUNTIME.search(name)
     }
 
 
 def by_kind(times: Mapping[str, OpTime]) -> dict[str, OpTime]:
-    """Returns the sums over programs whose names differ by their numbers alone."""
+    """Returns the sums over operations whose names differ by their numbers alone."""
     sums: dict[str, OpTime] = {}
     for name, time in times.items():
         kind = re.sub(r"[.\d]+$", "", name)
@@ -88,7 +88,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("row", choices=tuple(cpu_bench.ROWS))
-    parser.add_argument("--num", type=int, default=40, help="programs to print (%(default)s)")
+    parser.add_argument("--num", type=int, default=40, help="operations to print (%(default)s)")
     args = parser.parse_args()
     times = op_times(trace(args.row))
     print(f"{sum(time.seconds for time in times.values()):.3f} s in all")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the project with its test extra and runs the test suite on the CPU with 8 forced host devices.
 #   bash launch/test.sh                 the default suite
+#   bash launch/test.sh -m long         longer runs, kills and compilations
 #   bash launch/test.sh -m slow         the minutes-long rest
 #   bash launch/test.sh tests/ops -x    anything else pytest takes
 set -euo pipefail

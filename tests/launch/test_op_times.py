@@ -1,4 +1,4 @@
-"""Time of the compiler's programs from a trace."""
+"""Time of XLA's operations from a trace."""
 
 import pytest
 
@@ -14,9 +14,9 @@ def event(name: str, start: float, duration: float) -> dict:
     return {"ph": "X", "pid": 1, "tid": 1, "name": name, "ts": start, "dur": duration}
 
 
-def test_a_programs_time_is_without_that_of_programs_inside_it(op_times):
+def test_op_times_leave_out_operations_inside(op_times):
     """A loop of 10 microseconds with bodies of 3 and 4 has 3 of its own, whatever the order of the
-    events; the runtime's own events are left out, and a program after the loop counts in full."""
+    events; the runtime's own are left out, and an operation after the loop counts in full."""
     events = [
         event("fusion.2", 5, 4),
         event("while", 0, 10),

@@ -1,4 +1,4 @@
-"""A convolution of a doubled map without doubling it."""
+"""A convolution of an upsampled map without upsampling it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ import numpy as np
 from var_jax.ops import upsampled_convolution
 
 
-def test_by_parity_is_the_convolution_of_the_doubled_map():
+def test_by_phase_is_the_convolution_of_the_upsampled_map():
     """On a map with an odd side, where borders matter, the value and both gradients are those of
-    doubling and convolving, to float32 rounding."""
+    upsampling and convolving, to float32 rounding."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (2, 3, 4, 5)), jax.random.normal(keys[1], (3, 3, 5, 6))
 
@@ -23,7 +23,7 @@ def test_by_parity_is_the_convolution_of_the_doubled_map():
         )
 
     expected, expected_vjp = jax.vjp(plain, x, kernel)
-    y, vjp = jax.vjp(upsampled_convolution.by_parity, x, kernel)
+    y, vjp = jax.vjp(upsampled_convolution.by_phase, x, kernel)
     cotangent = jax.random.normal(keys[2], expected.shape)
     for actual, reference in zip(
         (y, *vjp(cotangent)), (expected, *expected_vjp(cotangent)), strict=True

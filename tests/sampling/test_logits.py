@@ -87,6 +87,14 @@ def test_samples_follow_the_softmax_and_an_image_has_its_own_stream():
     np.testing.assert_array_equal(alone[0], tokens[5])
 
 
+def test_sample_is_the_categorical_of_jax():
+    """With the same key per image, tokens are those of `jax.random.categorical`, bit for bit."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    logits = 2 * jax.random.normal(jax.random.key(1), (3, 5, 64))
+    expected = jax.vmap(jax.random.categorical)(keys, logits)
+    np.testing.assert_array_equal(sample(keys, logits), expected)
+
+
 def test_smooth_codes_sharpen_from_a_mix_to_a_choice():
     """With a codebook of unit vectors the result is the mixing weights: they sum to 1, grow sharper
     towards the last scale, and are 0 for codes that a filter removed."""

@@ -57,11 +57,14 @@ def test_train_with_a_saved_step_is_the_run_that_compiles(
 
 
 def test_saved_step_is_compiled_anew_where_the_folder_has_its_program(
-    configs, tmp_path, monkeypatch
+    configs, tmp_path, monkeypatch, request
 ):
     """After a run has left its step in the folder of compiled programs, a step that is saved trains
     the same run to the last bit; one that was read from there would have no machine code."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    shortest = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[shortest]
+    request.addfinalizer(lambda: jax.config.update(shortest, before))
+    jax.config.update(shortest, 0.0)
     config = dataclasses.replace(configs["transformer"], batch_size=16)
     train(config, tmp_path / "compiled")
     jax.clear_caches()

@@ -45,7 +45,8 @@ class Conv(nn.Module):
     Attributes:
       size: height and width of the kernel, 1 or 3.
       padding: "SAME", or ((top, bottom), (left, right)).
-      doubles: whether a map is first doubled in height and width by repetition, for a kernel of 3.
+      upsample: whether the map is first upsampled by two, each pixel repeated; only with the
+        defaults of `size`, `stride` and `padding`.
       names: logical axes of the kernel's inputs and outputs.
     """
 
@@ -54,7 +55,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     padding: str | tuple = "SAME"
-    doubles: bool = False
+    upsample: bool = False
     names: tuple[str, str] = ("conv_in", "conv_out")
 
     @nn.compact
@@ -66,11 +67,13 @@ class Conv(nn.Module):
         )
         bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], self.names[1:], stored)
         summed = jnp.dtype(self.config.gradient_dtype)
-        if self.doubles and dtype == jnp.float32 and target.is_single_cpu():
-            # It was tried on CPUs alone.
-            y = upsampled_convolution.by_parity(x.astype(dtype), kernel.astype(dtype))
+        if self.upsample:
+            assert (self.size, self.stride, self.padding) == (3, 1, "SAME")
+        # Where it was measured: accelerators, and kernels of other dtypes, have the plain form.
+        if self.upsample and dtype == jnp.float32 and target.is_single_cpu():
+            y = upsampled_convolution.by_phase(x.astype(dtype), kernel.astype(dtype))
         else:
-            x = upsampled_convolution.doubled(x) if self.doubles else x
+            x = upsampled_convolution.upsampled(x) if self.upsample else x
             y = convolution(x, kernel, (self.stride, self.stride), self.padding, dtype, summed)
         # Without the constraint the compiler would move images to the devices that hold their
         # channels' weights.
@@ -215,7 +218,7 @@ class Decoder(nn.Module):
         for i, width in reversed(list(enumerate(c.widths))):
             x = Level(width, c.blocks + 1, i == len(c.widths) - 1, c, name=f"up_{i}")(x)
             if i:
-                x = Conv(width, c, doubles=True, name=f"upsample_{i}")(x)
+                x = Conv(width, c, upsample=True, name=f"upsample_{i}")(x)
         x = nn.silu(Norm(c, name="norm_out")(x))
         conv_out = Conv(c.in_channels, c, names=("conv_in", "image_channels"), name="conv_out")
         return conv_out(x).astype(jnp.float32)

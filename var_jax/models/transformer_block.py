@@ -184,13 +184,17 @@ def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     return nn.gelu(x, approximate=True)
 
 
-def per_token(vectors: Float[Array, "b w"], tokens: int) -> Float[Array, "b l w"]:
-    """Returns a vector of each image for all of its tokens.
+def per_token(
+    vectors: Float[Array, "b w"], tokens: int
+) -> Float[Array, "b 1 w"] | Float[Array, "b l w"]:
+    """Returns a vector of each image in a shape that broadcasts over the image's tokens.
 
-    Products with it broadcast by themselves, but then XLA sums the gradient of a single image's
-    vector 15 times as slowly on a CPU, as the sum leaves an axis of one image.
+    On a single CPU, that of a single image is repeated for each token. The compiler then sums its
+    gradient over both axes, images and tokens; its sum over tokens alone takes 15 times as long.
     """
-    return jnp.broadcast_to(vectors[:, None], (len(vectors), tokens, vectors.shape[1]))
+    if len(vectors) == 1 and target.is_single_cpu():
+        return jnp.broadcast_to(vectors[:, None], (1, tokens, vectors.shape[1]))
+    return vectors[:, None]
 
 
 @recomputed

@@ -13,7 +13,7 @@ from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.step_types import Batch, Metrics
 from var_jax.ops import mask_schedule
-from var_jax.ops.largest import largest
+from var_jax.ops.argmax import argmax
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -106,7 +106,7 @@ def _metrics(
     one, so that whatever reads other objectives' metrics reads these.
     """
     loss = jnp.sum(weights * token_losses.cross_entropy(logits, tokens))
-    accuracy = jnp.sum(weights * (largest(logits) == tokens))
+    accuracy = jnp.sum(weights * (argmax(logits) == tokens))
     return {
         "loss_mean": loss,
         "loss_last": loss,

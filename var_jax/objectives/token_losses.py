@@ -12,7 +12,7 @@ import optax
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.objectives.step_types import Metrics
-from var_jax.ops.largest import largest
+from var_jax.ops.argmax import argmax
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -62,7 +62,7 @@ def token_metrics(
     """
     weights = jnp.full(tokens.shape[0], 1 / tokens.shape[0]) if weights is None else weights
     losses = weights @ cross_entropy(logits, tokens)
-    hits = weights @ (largest(logits) == tokens).astype(jnp.float32)
+    hits = weights @ (argmax(logits) == tokens).astype(jnp.float32)
     loss_by_scale = [jnp.mean(losses[scales.span(k)]) for k in range(len(scales))]
     return {
         "loss_mean": jnp.mean(losses),

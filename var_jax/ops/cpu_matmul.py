@@ -3,8 +3,8 @@
 Autodiff writes the gradient of the activations as a product with the transposed weight, and packs
 the weight's gradient from columns. Both read memory in strides of a row. Where rows are a multiple
 of the size of a cache's way, the lines of a column evict each other, and the product takes up to
-twice as long as the forward one (measured by `launch/cpu_bench.py`; docs/results/speed.md). A few
-more columns in each row avoid that.
+twice as long as the forward one. A few more columns in each row avoid that. The forms below are
+the fastest of those that `launch/matrix_products.py` compares.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-WAY = 1024  # float32 in a way of the first cache: rows of a multiple of it evict each other
-ALIASED_ROW = 4096  # the same for the larger second cache
-FEWEST_ROWS = (
-    64  # of activations, for which transposing or copying a weight takes less than it saves
-)
+# Rows of a multiple of this many float32 begin in the same set of the first cache.
+WAY = 1024
+# Rows for which padding also pays in the weight's gradient, where Eigen packs whole columns.
+ALIASED_ROW = 4096
+# Activations from which on copying a weight takes less than it saves.
+FEWEST_ROWS = 64
 PADDING = 16  # a cache line of float32
-ROWS = (((1,), (1,)), ((), ()))  # sums over the columns of both operands
-COLUMNS = (((0,), (0,)), ((), ()))
+SUM_OVER_COLUMNS = (((1,), (1,)), ((), ()))
+SUM_OVER_ROWS = (((0,), (0,)), ((), ()))
 
 
 def einsum(spec: str, x: Float[Array, ...], kernel: Float[Array, ...]) -> Float[Array, ...]:
@@ -60,26 +61,38 @@ def _forward(x, kernel):
 
 def _backward(operands, cotangent):
     x, kernel = operands
-    weight = _as_matrix(x, kernel)
-    d_weight = jax.lax.dot_general(
-        _padded(x, ALIASED_ROW), _padded(cotangent, ALIASED_ROW), COLUMNS
-    )
-    d_weight = d_weight[: weight.shape[0], : weight.shape[1]]
-    return _gradient_of_activations(cotangent, weight), d_weight.reshape(kernel.shape)
+    d_x = gradient_of_activations(cotangent, _as_matrix(x, kernel))
+    return d_x, gradient_of_weight(x, cotangent).reshape(kernel.shape)
 
 
-def _gradient_of_activations(
+def gradient_of_weight(
+    x: Float[Array, "r m"], cotangent: Float[Array, "r n"]
+) -> Float[Array, "m n"]:
+    """Returns x.T @ cotangent in the form that is fastest for its shape."""
+    columns, rows = _padded(x, ALIASED_ROW), _padded(cotangent, ALIASED_ROW)
+    y = jax.lax.dot_general(columns, rows, SUM_OVER_ROWS)
+    return y[: x.shape[1], : cotangent.shape[1]]
+
+
+def gradient_of_activations(
     cotangent: Float[Array, "r n"], weight: Float[Array, "m n"]
 ) -> Float[Array, "r m"]:
-    """Returns cotangent @ weight.T. The barriers keep the compiler from writing it like that."""
+    """Returns cotangent @ weight.T in the form that is fastest for its shape.
+
+    A weight is read out of the stack of layers as it is used. Where the compiler transposes it
+    meanwhile, it goes from row to row, which takes up to half as long as the product.
+    """
     few = cotangent.shape[0] < FEWEST_ROWS
     if weight.shape[1] % WAY and not few:
+        # Rows that do not evict each other: a transposed copy is cheap, and makes the product so.
         return cotangent @ jax.lax.optimization_barrier(weight.T)
-    if not few:
+    if not few:  # copied with padding while it is read, row by row, and not transposed
         cotangent, weight = _padded(cotangent, WAY), _padded(weight, WAY)
     if few or weight.shape[0] > weight.shape[1]:
-        return jax.lax.optimization_barrier(jax.lax.dot_general(weight, cotangent, ROWS)).T
-    return jax.lax.dot_general(cotangent, weight, ROWS)
+        # The other way round, behind a barrier: the compiler would turn it around again.
+        y = jax.lax.dot_general(weight, cotangent, SUM_OVER_COLUMNS)
+        return jax.lax.optimization_barrier(y).T
+    return jax.lax.dot_general(cotangent, weight, SUM_OVER_COLUMNS)
 
 
 def _padded(x: Float[Array, "r n"], row: int) -> Float[Array, "r p"]:

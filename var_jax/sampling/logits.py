@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.ops.largest import largest
+from var_jax.ops.argmax import argmax
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -39,7 +39,7 @@ def filter_logits(
     use_top_k = 0 < top_k < vocab
     if not use_top_k and top_p is None:
         return logits
-    is_largest = jnp.arange(vocab) == largest(logits)[..., None]
+    is_largest = jnp.arange(vocab) == argmax(logits)[..., None]
     if top_k == 1:
         return jnp.where(is_largest, logits, -jnp.inf)
 
@@ -109,7 +109,7 @@ def _count(chosen: Array) -> Array:
 
 def sample(keys: Key[Array, " b"], logits: Float[Array, "b l v"]) -> Int[Array, "b l"]:
     """Samples one token per position from softmax(logits), with one key per image."""
-    return largest_noisy(logits, gumbel(keys, logits.shape[1:]))
+    return noisy_argmax(logits, gumbel(keys, logits.shape[1:]))
 
 
 def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b l v"]:
@@ -117,9 +117,9 @@ def gumbel(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b l 
     return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
 
 
-def largest_noisy(logits: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array, "*b"]:
+def noisy_argmax(logits: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array, "*b"]:
     """Returns one sample of each softmax(logits), by its `gumbel` noise."""
-    return largest(noise + logits)
+    return argmax(noise + logits)
 
 
 def smooth_codes(

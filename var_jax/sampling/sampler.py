@@ -19,7 +19,7 @@ from var_jax.ops.spatial_guidance import guide_from_coarse
 from var_jax.sampling import kept_scales
 from var_jax.sampling.guidance import NegativeLabels, guide, guided_rows
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, gumbel, largest_noisy, sample, smooth_codes
+from var_jax.sampling.logits import filter_logits, gumbel, noisy_argmax, sample, smooth_codes
 from var_jax.sampling.refined_scale import num_refined, sample_scale
 from var_jax.sampling.settings import Resolved
 
@@ -305,7 +305,7 @@ def _sample_scales(
         """Returns the batch's tokens at a place of a refined scale, by the noise of the scale."""
         if copies > 1:
             logits = guide(logits, _guidance(params.cfg, scales, k), negative)
-        token = largest_noisy(_filtered(sampler, params, logits, k), noise[:, place])
+        token = noisy_argmax(_filtered(sampler, params, logits, k), noise[:, place])
         if edit is None:
             return token
         return jnp.where(kept_tokens[k][:, place], edit_tokens[k][:, place], token)
