@@ -83,6 +83,7 @@ def test_pipeline_samples_and_encodes_as_the_earlier_version(earlier, expected):
     np.testing.assert_array_equal(model.encode(expected["images"] * 2 - 1), expected["codes"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_train_resumes_a_workdir_of_the_earlier_version(
     earlier, digits_dir, tmp_path, stage, monkeypatch

@@ -57,6 +57,7 @@ def batch_of(config: TrainConfig) -> dict[str, np.ndarray]:
     return {**batch, "tokens": tokens.astype(np.int32)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_adapter_starts_as_the_frozen_model(bases, name, tmp_path):
     """At its start every weight is the base's to the last bit, and a new row is the one it starts
@@ -85,6 +86,7 @@ def test_adapter_starts_as_the_frozen_model(bases, name, tmp_path):
         assert np.any(gradient) == (not path.endswith("/a")), path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_adapter_step_is_the_same_on_every_mesh(bases, name, tmp_path):
     """Metrics and updated factors of 8x1 and 4x2 devices are those of one device, to rounding,

@@ -66,6 +66,7 @@ def run_process(*arguments):
     return done.stdout
 
 
+@pytest.mark.long
 def test_aot_saves_a_step_that_train_takes(config_file, digits_dir, tmp_path, refused, monkeypatch):
     """A step that another process compiled and saved for the same eight devices trains here, where
     compiling one fails; another batch size, sampling and a file of another kind are refused in one

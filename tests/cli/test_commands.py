@@ -40,6 +40,7 @@ def test_help_lists_the_commands(capsys):
         assert all(f"  {name} " in text for name in COMMANDS)
 
 
+@pytest.mark.long
 def test_sample_writes_a_grid(capsys, model_dir, tmp_path):
     """The picture is written into a directory that is made for it, the same seed gives the same
     picture, another seed another, and no other file is left."""
@@ -129,6 +130,7 @@ def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, im
     assert len(places) == 4 and len(set(tops)) == 1 and list(lefts) == sorted(set(lefts))
 
 
+@pytest.mark.long
 def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path):
     """A box and a mask of its pixels give the same picture, which is the pipeline's edit;
     --outpaint gives another."""
@@ -163,6 +165,7 @@ def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path
     np.testing.assert_allclose(pixels(by_box), expected * 255, atol=0.51)
 
 
+@pytest.mark.long
 def test_conversion_there_and_back(capsys, tmp_path):
     """A model converted to PyTorch's files and back has the same config and, array by array, the
     same weights; --dtype and --cosine-codes act on what is converted."""
@@ -213,6 +216,7 @@ def test_conversion_there_and_back(capsys, tmp_path):
     assert half.params["tokenizer"]["quantize"]["codebook"].dtype == "bfloat16"
 
 
+@pytest.mark.long
 def test_convert_says_which_flags_bring_a_model_back(capsys, model_dir, tmp_path):
     """The printed command converts the weights to a model that encodes and decodes as the one
     before: scales and group sizes cannot be read off weights."""
@@ -229,6 +233,7 @@ def test_convert_says_which_flags_bring_a_model_back(capsys, model_dir, tmp_path
     )
 
 
+@pytest.mark.long
 def test_training_and_sampling_from_the_workdir(
     capsys, digits_dir, model_dir, tmp_path, monkeypatch
 ):

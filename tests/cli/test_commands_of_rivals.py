@@ -71,6 +71,7 @@ def image(models, tmp_path):
     return write
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", MODELS)
 def test_commands_of_a_model_work_for_every_objective(objective, models, image, capsys, tmp_path):
     """`sample`, `reconstruct` and `merge` write what they name; `edit` does where the model edits,
@@ -102,6 +103,7 @@ def test_commands_of_a_model_work_for_every_objective(objective, models, image, 
     assert not edited.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", MODELS)
 def test_page_generates_with_every_objective(objective, models):
     """The page is built, its button returns the image of `sample`, and the editor does where the
@@ -121,6 +123,7 @@ def test_page_generates_with_every_objective(objective, models):
         np.testing.assert_array_equal(edited[~mask], image[~mask])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", MODELS)
 def test_commands_of_a_config_work_for_every_objective(
     objective, models, config_file, capsys, tmp_path

@@ -126,6 +126,7 @@ def test_evaluate_reports_class_agreement(digits_dir, tmp_path, capsys):
     assert "without labels" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_evaluate_reports_reconstructions_of_a_model(digits_dir, model_dir, tmp_path, capsys):
     """The report has errors and codes by scale, and the picture shows more than four images side by
     side."""

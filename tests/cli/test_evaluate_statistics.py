@@ -110,6 +110,7 @@ def test_mistakes_are_one_line_and_write_nothing(toy, folder, capsys, arguments,
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+@pytest.mark.long
 def test_statistics_by_the_frozen_graph(folder, monkeypatch):
     """FID (ADM) is computed with a file of weights, against statistics that the graph itself made:
     the distances of the same images are 0, and those of shifted ones are the shift."""

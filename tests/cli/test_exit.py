@@ -28,6 +28,7 @@ def through(file: str, error: str):
     return space["run"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "platform",
     [

@@ -40,6 +40,7 @@ def read(tmp_path):
         return arrays["arr_0"], arrays["arr_1"], json.loads(str(arrays["settings"]))
 
 
+@pytest.mark.long
 def test_generate_is_balanced_by_default(model_dir, tmp_path, capsys):
     """Twelve images have every class once and the first two twice; the same command again is done
     at once, and other settings are refused."""
@@ -113,6 +114,7 @@ def test_generate_with_another_model_and_dtype(model_dir, tmp_path, capsys, monk
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rest", "message"),
     [

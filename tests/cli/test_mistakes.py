@@ -149,6 +149,7 @@ def test_train_asks_for_the_tokenizer_of_a_transformer(refused, config_file, dig
     assert "no model directory" in refused(*train, f"--config.tokenizer_dir={tmp_path / 'none'}")
 
 
+@pytest.mark.long
 def test_commands_name_places_that_cannot_be_written(
     refused, model_dir, weights, config_file, digits_dir, image, tmp_path
 ):

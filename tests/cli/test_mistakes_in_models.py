@@ -153,6 +153,7 @@ def test_sample_refuses_a_tokenizer_alone(refused, model_dir, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_edit_and_reconstruct_refuse_boxes_and_images_by_name(refused, model_dir, image, tmp_path):
     """Boxes, masks, labels and image files that cannot be used are named with what they should
     be."""

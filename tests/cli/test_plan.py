@@ -12,6 +12,7 @@ from var_jax.cli.main import main
 from var_jax.perf import cost_lines, run_costs, tpu_slices
 
 
+@pytest.mark.long
 def test_plan_prints_and_writes_the_figures(tmp_path, capsys):
     """The JSON has the keys of `aot`'s that both have; the text names chips and verdict."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
@@ -49,6 +50,7 @@ def test_plan_names_the_compilers_command_where_it_is_accepted(
         assert tpu_slices.named(topology).chip.name == "v5e"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "code"), [(["plan"], 0), (["aot", "--topology", "v5x:4x4"], 2)]
 )

@@ -1,12 +1,14 @@
 """`--refiner`: images of a refined model, its cost, and the lines that refuse it."""
 
 import numpy as np
+import pytest
 
 from helpers import masked, refiners
 from helpers.commands import run
 from var_jax import Pipeline
 
 
+@pytest.mark.long
 def test_generate_samples_the_refined_model(model_dir, tmp_path, capsys, caplog):
     """The images are those that Python gives with the refiner, and other ones than without; a line
     has the passes that it adds, one for each of the 17 tokens."""

@@ -273,6 +273,7 @@ def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
     assert sum(run.own_compute for run in runs) < 1e14
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
     """The sweep is a process of its own, with a stub in place of training, and its runs go on after
     Ctrl-C."""

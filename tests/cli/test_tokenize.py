@@ -131,6 +131,7 @@ def slurm_job() -> str:
     raise AssertionError("no free port")
 
 
+@pytest.mark.long
 def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
     """Two processes that know only SLURM's variables write all files, and no file twice."""
     code = TASK.replace("THE_JOB", repr(slurm_job())).replace(

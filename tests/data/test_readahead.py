@@ -71,6 +71,7 @@ def test_train_batches_of_a_late_start_read_no_more_than_an_early_one(tmp_path):
     assert 8 <= len(split.reads) <= 8 * 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 3])
 def test_read_ahead_stays_within_one_budget_per_host(workers, tmp_path, monkeypatch, cpus):
     """However many processes read, what they have read and nobody took is at most the budget:
@@ -102,6 +103,7 @@ def test_read_ahead_counts_the_rows_that_this_process_loads(workers, tmp_path, m
         assert ahead * readahead.STREAMS * processes <= 64 * 2**20
 
 
+@pytest.mark.long
 def test_batches_of_many_pieces_are_those_of_one(tmp_path, monkeypatch, cpus):
     """Pieces are a matter of memory alone: rows, their order and every value are the same, for part
     of the rows too."""
@@ -118,6 +120,7 @@ def test_batches_of_many_pieces_are_those_of_one(tmp_path, monkeypatch, cpus):
     assert same(part, [{key: value[1::2] for key, value in batch.items()} for batch in full])
 
 
+@pytest.mark.long
 def test_workers_and_threads_follow_the_processors_of_this_process(tmp_path, cpus):
     """16 workers on 2 processors would be in each other's way, with a set of buffers each: 2
     read."""
@@ -148,6 +151,7 @@ def test_available_cpus_are_those_that_this_process_is_bound_to():
     assert done.stdout == "1 1 1\n", done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_passes_are_read_by_the_same_processes(workers, tmp_path, cpus):
     """Three evaluations, and a look at one batch between them: each is the whole split in its
@@ -340,6 +344,7 @@ def test_train_ends_well_in_the_shared_memory_of_a_container(train_in_namespace)
     assert (workdir / "checkpoints" / "2").is_dir()
 
 
+@pytest.mark.long
 def test_train_refuses_shared_memory_without_room_for_an_image(train_in_namespace):
     """64 KB at /dev/shm are refused in one line before the workdir is made."""
     done, workdir = train_in_namespace("64k")

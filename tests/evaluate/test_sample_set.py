@@ -68,6 +68,7 @@ def direct(labels) -> np.ndarray:
     return np.rint(images * 255).astype(int)
 
 
+@pytest.mark.long
 def test_generate_writes_the_pipelines_images_shuffled(full):
     """Images are those of `sample` in an order drawn by the seed, each with its label, and nothing
     else is left in the folder."""
@@ -257,6 +258,7 @@ def test_generate_joins_more_files_than_a_process_may_open(tmp_path):
     assert many.read_bytes() == one.read_bytes()
 
 
+@pytest.mark.long
 def test_generate_samples_the_last_scales_by_another_model(tmp_path):
     """Images equal those of `sample` with the same partner, and another partner or scale is another
     setting."""
@@ -288,6 +290,7 @@ def test_generate_samples_the_last_scales_by_another_model(tmp_path):
             generate(planned(**changes), out)
 
 
+@pytest.mark.long
 def test_generate_refuses_to_go_on_in_another_dtype(full, tmp_path):
     """bfloat16 gives other images, and neither a finished nor a half-finished float32 set is
     continued in it."""

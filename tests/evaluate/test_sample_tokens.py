@@ -156,6 +156,7 @@ def test_cache_is_refused_where_it_would_not_be_the_sets(full, tmp_path, monkeyp
             sample_tokens.prepare(directory, small.pipeline(), plan, tmp_path / "samples.npz")
 
 
+@pytest.mark.long
 def test_held_out_images_join_the_cache_and_a_run_trains_on_it(
     full, model_dir, digits_dir, tmp_path, capsys
 ):

@@ -89,6 +89,7 @@ def moments(mean, covariance) -> list[np.ndarray]:
     return [np.ones(()), mean, covariance + np.outer(mean, mean), third]
 
 
+@pytest.mark.long
 def test_kernel_distance_of_gaussians_in_closed_form():
     """(x.y / d + 1)^3 is a sum over powers j of binomial(3, j) / d^j times the product of j-th
     moments, x's and y's."""

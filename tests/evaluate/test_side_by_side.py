@@ -92,6 +92,7 @@ def test_clip_looks_at_normalized_pixels_and_gives_unit_vectors(weights):
         np.testing.assert_allclose(embedding, expected / np.linalg.norm(expected), atol=2e-4)
 
 
+@pytest.mark.long
 def test_evaluate_shows_several_networks(weights, capsys):
     """The command reads both files, names the sizes that they have, and prints and writes both
     distances beside the first network's metrics."""

@@ -46,6 +46,7 @@ def test_not_finite_counts_every_kind_in_every_dtype(dtype, value):
     assert not_finite(np.arange(3)) == not_finite(np.array([True])) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("value", "part", "ending"),
     combinations(BAD, ["tokenizer", "transformer"], ["", ".pth", ".safetensors", ".npz"]),

@@ -39,6 +39,7 @@ def merged(directory, out, weight) -> Pipeline:
     return Pipeline.from_pretrained(out)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weight", [0, 1, 0.25, -0.5, 2])
 def test_merge_is_the_line_through_both(directories, weight, tmp_path):
     """Each array is A + W (B - A) in float32; with W 0 and 1 they are A and B to the last bit."""

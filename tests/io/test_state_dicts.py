@@ -91,6 +91,7 @@ def test_unwrapped_refuses_to_choose():
         unwrapped([*OWN, "module.pos"], ANCHORS, "x.pth")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("prefix", "ending"),
     combinations(

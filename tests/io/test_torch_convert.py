@@ -50,6 +50,7 @@ def message(*args, **kwargs) -> str:
     return str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["small_l2norm", "small_shared_adaln"])
 def test_to_torch_gives_back_the_same_state_dicts(name):
     """Sizes are those that PyTorch's model was built with, and converting back gives every array
@@ -77,6 +78,7 @@ def test_to_torch_gives_back_the_same_state_dicts(name):
 RELEASED = json.loads((REFERENCE / "released_checkpoints.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RELEASED)
 def test_from_torch_takes_or_skips_every_released_key_by_name(name):
     """The keys and shapes of the released files are all taken but for buffers, and none twice."""
@@ -152,6 +154,7 @@ def test_buffers_are_those_of_the_published_constructors():
     assert torch_convert.to_torch(ModelConfig(TOKENIZER), params, with_buffers=True)[1] is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes, key",
     [
@@ -273,6 +276,7 @@ def test_from_torch_takes_norm_groups_as_given():
         torch_convert.from_torch(state, scales=SCALES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tokenizer", "transformer"),
     [({}, None), ({}, {}), ({"norm_groups": 8}, {}), ({"codes": "cosine"}, {"qk_norm": False})],

@@ -58,6 +58,7 @@ def test_required_rates_are_images_per_step_over_its_time_for_eight_chips(script
     assert script.required_rates(tmp_path) == dict.fromkeys(script.DEPTHS, 48.0)
 
 
+@pytest.mark.long
 def test_script_measures_every_row(script, tmp_path, capsys):
     """From a few files it writes a rate for threads, one and two processes of images and of tokens,
     and the cores that each depth needs, which are its need over the rate of two processes."""

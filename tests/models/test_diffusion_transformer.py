@@ -67,6 +67,7 @@ def test_flops_and_parameters_are_those_of_the_module(changes):
     assert product_flops(traced(shapes).jaxpr) == flops.forward_flops(config)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [False, True])
 def test_untrained_blocks_are_the_identity_and_the_output_is_zero(shared):
     """AdaLN-zero: whatever the head, what the blocks return is what they were given."""

@@ -147,6 +147,7 @@ WIDE = TransformerConfig(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [False, True])
 def test_transformer_agrees_with_xla(shared):
     """Counted FLOPs are within 3 % of XLA's cost analysis.

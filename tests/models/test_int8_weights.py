@@ -51,6 +51,7 @@ def test_values_are_within_half_a_level_of_their_channel():
     assert matrices == ["ada/kernel", "attn/proj", "attn/qkv", "fc1/kernel", "fc2/kernel"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", PIPELINES)
 def test_objectives_sample_from_int8(objective):
     """Images of all objectives are those of bfloat16 to the rounding of the weights, and not the
@@ -72,6 +73,7 @@ def test_objectives_sample_from_int8(objective):
         assert 1e-4 < error < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", small.CASES)
 def test_logits_of_the_published_code_stay_close(case):
     """The reference cases' weights are random, which no rounding favors: int8 moves their

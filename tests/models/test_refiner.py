@@ -68,6 +68,7 @@ def test_scales_after_the_last_one_are_not_refined(base):
     np.testing.assert_allclose(first, result[:, :stop], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", range(len(small.SCALES)))
 def test_cached_steps_are_teacher_forcing(base, k):
     """Token by token, with keys and values cached, a scale's changes of the logits are those of all

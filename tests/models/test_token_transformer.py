@@ -41,6 +41,7 @@ def cached(config, params, tokens):
     return jnp.concatenate([first[None], later]).swapaxes(0, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ORDERS)
 def test_cached_logits_are_those_of_teacher_forcing(order):
     """Sampling with a cache, one token after another, computes what one pass over all tokens
@@ -51,6 +52,7 @@ def test_cached_logits_are_those_of_teacher_forcing(order):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS[1:], ids=str)
 def test_cached_logits_of_other_kinds_are_those_of_teacher_forcing(kind):
     """The other kinds are plain LayerNorm with the class as a start token, and shared AdaLN."""
@@ -76,6 +78,7 @@ def test_token_changes_only_later_logits(path, order):
         assert (moved[: position + 1] == 0).all() and moved[position + 1] > 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [teacher_forced, cached], ids=lambda path: path.__name__)
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradient_of_logits_reaches_earlier_tokens_alone(path, order):

@@ -64,6 +64,7 @@ def test_tokenizer_has_the_published_parameters_and_shapes():
     assert [x.shape for x in out] == [(1, 256, 256, 3), (1, 680), ()]
 
 
+@pytest.mark.long
 def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, images):
     """The encoder gets gradients as if quantization were the identity.
 
@@ -99,6 +100,7 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
     )
 
 
+@pytest.mark.long
 def test_vq_loss_teaches_encoder_and_codes(params, images):
     """Only the codes that were chosen have a gradient, and so does the encoder; the decoder, on
     which this loss does not depend, has none."""
@@ -167,6 +169,7 @@ def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
     assert apply(params, images, method="features", config=config).dtype == jnp.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_acts_in_training_alone(params, images, remat):
     """With a key the output changes, differently for another key; without one it is that of a model
@@ -211,6 +214,7 @@ def test_dropout_keeps_the_mean_of_what_the_second_convolution_sees():
     )
 
 
+@pytest.mark.long
 def test_xavier_initialization_has_the_published_deviation():
     """Every convolution, the quantizer's residual ones among them, starts with the deviation gain
     sqrt(2 / (fan_in + fan_out))."""

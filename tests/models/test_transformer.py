@@ -117,6 +117,7 @@ def test_logits_depend_on_inputs_of_their_scale_and_coarser_ones(inputs):
             assert bool((here > 0).all()) if j >= i else bool((here == 0).all())
 
 
+@pytest.mark.long
 def test_dropout_acts_with_a_key_only(inputs):
     """Without a key, and with rates of 0, the logits are those of a plain pass; with a key they
     change, and the same key gives the same logits again."""
@@ -221,6 +222,7 @@ def test_recomputing_changes_no_gradient(inputs):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mask", "changes"), combinations(MASKS, KINDS), ids=str)
 def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, changes):
     """The logits agree scale by scale, and the cache holds no more than the next scale attends
@@ -257,6 +259,7 @@ def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, change
     assert held == expected[mask]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mask", MASKS)
 def test_mask_decides_which_scales_move_the_logits(mask):
     """Gradients in a model of one block are nonzero for exactly the scales that the mask names, as
@@ -294,6 +297,7 @@ def test_mask_decides_which_scales_move_the_logits(mask):
     np.testing.assert_array_equal(moved, np.array(expected[mask], bool))
 
 
+@pytest.mark.long
 def test_splash_kernel_gives_the_same_logits_and_gradients(inputs):
     """The splash kernel, interpreted on the CPU, agrees with plain attention within a whole
     model."""

@@ -36,6 +36,7 @@ def fresh(request):
     return config, {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
 
 
+@pytest.mark.long
 def test_init_applies_every_factor(fresh):
     """Means and standard deviations of every parameter are those of the published initialization,
     within four standard errors; no parameter is missing from the list."""
@@ -88,6 +89,7 @@ def test_layers_start_with_weights_of_their_own(fresh):
     assert not np.allclose(qkv[0], qkv[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "count"),
     [

@@ -48,6 +48,7 @@ def config(digits_dir, tokenizer_dir):
     return run_config(digits_dir, tokenizer_dir)
 
 
+@pytest.mark.long
 def test_diffusion_resumes_bit_for_bit(config, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, as if nothing had happened, and with
     the latents' statistics that it began with."""
@@ -59,6 +60,7 @@ def test_diffusion_resumes_bit_for_bit(config, tmp_path, monkeypatch):
         np.testing.assert_allclose(average[name], trained[name], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_diffusion_trains_to_a_model_that_samples(digits_dir, tokenizer_dir, tmp_path):
     """A run on pixels has a falling loss, a picture and held-out losses by time, and is a model
     directory whose latents have the tokenizer's number of channels."""
@@ -77,6 +79,7 @@ def test_diffusion_trains_to_a_model_that_samples(digits_dir, tokenizer_dir, tmp
     assert meta["tokens_per_image"] == 4  # patches of 2x2 of the 4x4 places
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes", [{}, {"prediction": "epsilon"}, {"prediction": "epsilon", "learn_sigma": True}]
 )

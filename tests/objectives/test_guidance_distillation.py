@@ -41,6 +41,7 @@ def batch_of(config: TrainConfig) -> dict[str, np.ndarray]:
     return {"tokens": tokens.astype(np.int32), "label": LABELS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["next_scale", "next_token"])
 def test_loss_is_the_divergence_from_guided_predictions(bases, name, tmp_path):
     """At its start the adapter is the frozen model, and the loss that of its conditional
@@ -111,6 +112,7 @@ def test_base_without_class_dropout_is_refused(tmp_path):
         adapters.objective(config, tmp_path)
 
 
+@pytest.mark.long
 def test_distillation_step_is_the_same_on_every_mesh(bases):
     """Metrics and updated factors of 4x2 devices are those of one device, to rounding."""
     config = run(bases, "next_scale")

@@ -87,6 +87,7 @@ def test_held_out_metrics_are_of_the_fixed_masks(batch):
     assert metrics["loss_with_class_dropout"] != metrics["loss_mean"]
 
 
+@pytest.mark.long
 def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, with the same masks, as if nothing had
     happened; it has metrics, pictures and a whole model directory."""

@@ -43,12 +43,14 @@ def config(digits_dir, tokenizer_dir):
     )
 
 
+@pytest.mark.long
 def test_next_token_resumes_bit_for_bit(config, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, as if nothing had happened."""
     monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
     assert_resumes_bit_for_bit(config, tmp_path, monkeypatch)
 
 
+@pytest.mark.long
 def test_next_token_trains_to_a_model_that_samples(config, tmp_path):
     """The loss falls, the workdir has a picture and the metrics of the other objectives, and it is
     a model directory of its objective and order."""

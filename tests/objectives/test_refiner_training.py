@@ -45,6 +45,7 @@ def fresh(objective):
     return nn.meta.unbox(jax.jit(objective.init)(jax.random.key(1)))
 
 
+@pytest.mark.long
 def test_loss_starts_as_the_frozen_models(base, tmp_path):
     """At its start the loss is the cross-entropy of the model's own logits over the refined scales,
     by numpy; the held-out metrics are those of all scales, and the last layer alone has a
@@ -70,6 +71,7 @@ def test_loss_starts_as_the_frozen_models(base, tmp_path):
     assert moved == {"head/kernel", "head/bias"}
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss_of_dependent_tokens(base, tmp_path):
     """Where every token of a scale is that before it, the frozen model cannot know it and the
     refiner can: 60 steps of Adam leave less than a third of the loss. The frozen weights are the
@@ -96,6 +98,7 @@ def test_training_lowers_the_loss_of_dependent_tokens(base, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, objective.frozen)
 
 
+@pytest.mark.long
 def test_step_is_the_same_on_every_mesh(base):
     """Metrics and updated weights of 4x2 devices are those of one device, to rounding."""
     config = refiners.training(base)

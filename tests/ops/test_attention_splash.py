@@ -39,6 +39,7 @@ def test_splash_mask_is_the_dense_one_with_padding(mask):
     assert not full[:, total:].any() and full[total:].any(axis=1).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mask", ["block_causal", "block_diagonal"])
 def test_several_blocks_equal_the_dense_mask(monkeypatch, mask):
     """With blocks of 128, which are smaller than the sequence, values and gradients are those of
@@ -59,6 +60,7 @@ def test_several_blocks_equal_the_dense_mask(monkeypatch, mask):
     np.testing.assert_allclose(jax.jit(actual)(q, k, v), dense(q, k, v), atol=2e-5)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 def test_splash_attention_computes_its_images_and_heads_per_device():
     """On a 2 x 2 mesh the compiled program has no all-gather and no all-reduce, and gives the

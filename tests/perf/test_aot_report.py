@@ -49,6 +49,7 @@ def result(tmp_path_factory):
     return json.loads((directory / "a.json").read_text())
 
 
+@pytest.mark.long
 def test_report_of_a_step_that_fits(result):
     """Devices, memory and FLOPs are those of the slice and of the model, and the arguments lie
     within the peak, which lies within the memory."""
@@ -172,6 +173,7 @@ def test_required_bytes_are_read_from_the_compilers_message(message, size):
     assert aot_report._required_bytes(message) == size
 
 
+@pytest.mark.long
 def test_aot_exits_with_1_when_a_real_step_does_not_fit(tmp_path, capsys):
     """The compiler's own refusal becomes a report with the bytes that are missing, and exit code
     1."""
@@ -208,6 +210,7 @@ def test_residual_bytes_fall_with_recomputation():
     assert none > dots > full > 0
 
 
+@pytest.mark.long
 def test_aot_mesh_has_a_model_axis_where_the_width_asks_for_one(result):
     """A width of 16 is not divided over 32 devices."""
 

@@ -100,6 +100,7 @@ def test_report_counts_smaller_steps_of_progressive_training(config):
     assert 0 < report(gradual)["train_flops"] < report(config)["train_flops"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tokenizer", "next_token", "masked", "diffusion", "adapter"])
 def test_report_serves_every_kind_of_run(kind, config, tmp_path):
     """Parameters, FLOPs and memory are those of the objective itself; only models that generate
@@ -140,6 +141,7 @@ def follow(advice: str, config, tokens_dir: str):
     )
 
 
+@pytest.mark.long
 def test_report_says_what_would_help(config):
     """A run that is too large is told the settings that fit, and with each of them alone it does:
     in memory that is ever smaller, all kinds of advice come up."""

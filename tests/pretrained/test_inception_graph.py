@@ -96,6 +96,7 @@ def test_graph_that_is_another_file_is_refused(graph, state, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_feature_network_names_whose_weights_it_has(graph, state, tmp_path):
     """The graph and the port of the same weights differ in the resize, which a report says."""
     np.savez(tmp_path / "port.npz", **state)

@@ -27,6 +27,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (4, *IMAGE_SHAPE)).astype(np.float32)
 
 
+@pytest.mark.long
 def test_sample_does_not_depend_on_the_batch(model):
     """Image i is the same alone, with others, and in batches of another size."""
     images, tokens = model.sample(LABELS, return_tokens=True, **SETTINGS)
@@ -51,6 +52,7 @@ def test_one_pass_without_randomness_is_the_argmax(model, cfg):
     np.testing.assert_array_equal(((1 + cfg) * labeled - cfg * unlabeled).argmax(-1), tokens)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [2, 5, 20])
 def test_passes_without_randomness_are_those_of_the_published_decoder(model, steps):
     """The released code's loop (google-research/maskgit, `parallel_decode.py`) in numpy, with the
@@ -109,6 +111,7 @@ def test_guidance_as_a_ramp_goes_from_the_first_pass_to_the_last(model):
     assert by_pass(Ramp(0, 3)) == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_edit_keeps_kept_tokens(model, images):
     """Kept tokens are those of the image in the result; others are new. Where all are kept, the
     result is the reconstruction, and composited pixels are the image's own."""

@@ -17,6 +17,7 @@ MODELS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", MODELS)
 def test_samples_do_not_depend_on_the_devices(objective):
     """Five images on one device are those of three devices, which hold two rows each and one of

@@ -34,6 +34,7 @@ def away_from(model, tokens, labels, negative: dict) -> np.ndarray:
     return (1 + t) * model.logits(tokens, labels) - t * mean / sum(negative.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("negative", [{7: 1.0}, {7: 3.0, 2: 1.0, 10: 4.0}])
 def test_sample_leads_away_from_the_weighted_mean_of_classes(model, negative):
     """Greedy tokens are the largest of those logits, and not of ones away from "no class"."""
@@ -60,6 +61,7 @@ def test_edit_leads_away_from_a_class_even_without_one_of_its_own(model):
     np.testing.assert_allclose(edited, (model.decode(tokens) + 1) / 2, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", PIPELINES)
 def test_negative_labels_are_each_image_s_own(objective):
     """ "No class" is the guidance there is without them, a class is another one, and an image does

@@ -17,6 +17,7 @@ LABELS = np.array([3, 1, 4, 10])
 PIXELS = {"latents": "pixels", "pixel_channels": 4}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solver", ["heun", "ancestral"])
 def test_sample_does_not_depend_on_the_batch(solver):
     """Image i is the same alone, with others, and in batches of another size, to rounding."""

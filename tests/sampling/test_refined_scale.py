@@ -33,6 +33,7 @@ def refined(tmp_path_factory):
     return small.pipeline().with_refiner(directory)
 
 
+@pytest.mark.long
 def test_refiner_at_its_start_samples_the_models_own_images(tmp_path):
     """Equal logits and equal noise give equal tokens, with guidance and filters: the images of a
     seed are those of the model without a refiner, to the last bit."""
@@ -45,6 +46,7 @@ def test_refiner_at_its_start_samples_the_models_own_images(tmp_path):
         np.testing.assert_array_equal(own, same)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", [refiners.CONFIG, FIRST_SCALES], ids=["all", "first"])
 def test_greedy_tokens_are_the_largest_of_teacher_forcing(config, tmp_path):
     """Each token of a greedy image is the largest of the logits that teacher forcing computes from
@@ -58,6 +60,7 @@ def test_greedy_tokens_are_the_largest_of_teacher_forcing(config, tmp_path):
     assert np.any(tokens != np.argmax(small.pipeline().logits(tokens, LABELS), axis=-1))
 
 
+@pytest.mark.long
 def test_edits_keep_tokens_and_refine_the_others(refined):
     """Kept tokens are the image's, and later ones of the scale see them: with all kept, the edit is
     the reconstruction; with none, images of other seeds differ."""
@@ -70,6 +73,7 @@ def test_edits_keep_tokens_and_refine_the_others(refined):
     assert np.any(sampled[0] != sampled[1])
 
 
+@pytest.mark.long
 def test_eight_devices_sample_the_images_of_one(refined):
     """Every device has a copy of the refiner, and an image depends on its index alone."""
     labels = list(range(8))
@@ -79,6 +83,7 @@ def test_eight_devices_sample_the_images_of_one(refined):
     np.testing.assert_array_equal(spread.sample(labels, seed=2, return_tokens=True)[1], one)
 
 
+@pytest.mark.long
 def test_saved_model_has_its_refiner(refined, tmp_path):
     """The directory alone samples the same images elsewhere; a refiner's own directory is no
     model, and the model without one writes what earlier versions read."""
@@ -110,6 +115,7 @@ def test_refiner_of_another_model_is_refused(refined, tmp_path):
         small.pipeline().with_refiner(tmp_path)
 
 
+@pytest.mark.long
 def test_refiner_serves_its_model_with_another_decoder(tmp_path):
     """The decoder decides no token: a merge with an aligned one takes the refiner and samples the
     same tokens. One with another encoder does not take it, nor does a file without the second

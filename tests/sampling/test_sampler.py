@@ -50,6 +50,7 @@ def assert_close(actual, reference_nchw):
     assert np.abs(actual - reference_nchw).max() <= TOLERANCE * np.abs(reference_nchw).max()
 
 
+@pytest.mark.long
 def test_greedy_generation_is_the_published_one(case):
     """With the likeliest code everywhere, tokens equal those of the published implementation, and
     images agree with its images to rounding."""
@@ -61,6 +62,7 @@ def test_greedy_generation_is_the_published_one(case):
     assert_close(images, arrays["greedy_image_nchw"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edit", ["inpaint", "outpaint", "uncond"])
 def test_greedy_edits_are_the_published_ones(case, edit):
     """In-painting, out-painting and editing without a class give the published implementation's
@@ -150,6 +152,7 @@ def test_settings_that_change_often_compile_nothing(model):
     )
 
 
+@pytest.mark.long
 def test_sample_depends_on_the_seed_the_index_and_the_label_alone(model):
     """An image depends neither on the batch size nor on the labels of other images.
 

@@ -60,6 +60,7 @@ def mixed(model, tokens, labels, strengths) -> np.ndarray:
     return (1 + t) * conditional - t * unconditional
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cfg", [[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
 def test_guidance_that_goes_off_and_on(model, cfg):
     """Greedy tokens are the largest of the mixed logits, whether the unconditional branch ends
@@ -88,6 +89,7 @@ def test_spatial_guidance_is_of_logits_under_class_guidance(model):
     assert not np.array_equal(tokens, logits.argmax(axis=-1))
 
 
+@pytest.mark.long
 def test_spatial_guidance_of_zero_is_the_program_without_it(model):
     """Zeros give the same bits by the same compiled program, and a value on the first scale, which
     has no coarser one, changes nothing."""
@@ -102,6 +104,7 @@ def test_spatial_guidance_of_zero_is_the_program_without_it(model):
     assert not np.array_equal(model.sample(LABELS, ssg=2, **settings)[1], tokens)
 
 
+@pytest.mark.long
 def test_spatial_guidance_of_an_edit_begins_at_its_second_scale(model, images):
     """Kept scales have no logits that the first sampled scale could be compared with."""
     settings = {"keep_scales": 1, "return_tokens": True, **GREEDY}
@@ -167,6 +170,7 @@ def test_keys_made_inside_a_program_are_those_made_before_it(seed):
     )
 
 
+@pytest.mark.long
 def test_sample_goes_on_by_another_model_from_a_scale(model, other):
     """The first two scales are the first model's tokens, and the last scale's are the likeliest by
     the second model's teacher-forced logits."""

@@ -165,6 +165,7 @@ def test_compare_predicts_held_out_losses_from_the_kept_runs_alone():
     assert predicted[0][floor] == pytest.approx(y[-1], rel=0.01)
 
 
+@pytest.mark.long
 def test_compare_seldom_tells_the_true_form_from_a_wider_one():
     """In 20 noisy sweeps of the joint law, it is called worse than forms that contain it in at most
     two: each such verdict has a risk of a few percent."""

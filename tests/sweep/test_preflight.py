@@ -92,6 +92,7 @@ def cache(tmp_path):
     return write
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dry", [True, False])
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -114,6 +115,7 @@ def test_check_token_cache(command, cache, capsys, tmp_path, changes, words, dry
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.long
 def test_check_token_cache_that_fits(own_process, command, cache, capsys, tmp_path):
     """A token cache of the same data, tokenizer and classes passes without a message."""
     assert main([*command, cache(), "--dry-run"]) == 0
@@ -191,6 +193,7 @@ def test_check_files_that_do_not_decode(command, model_dir, capsys, tmp_path, mo
     assert prepare.for_check(folder, str(tmp_path / "scratch")) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -219,6 +222,7 @@ def test_check_as_train(command, model_dir, capsys, tmp_path, flags, words):
     assert printed.err.splitlines() == [refusal_of_train(command, options, capsys, tmp_path)]
 
 
+@pytest.mark.long
 def test_check_of_runs_that_have_begun(command, model_dir, capsys, tmp_path):
     """A run that was interrupted and is to go on with a mesh that does not fit is refused, too."""
     tokenizer = f"--config.tokenizer_dir={model_dir}"

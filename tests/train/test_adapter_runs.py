@@ -28,6 +28,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_train_resumes_an_adapter_bit_for_bit(photos, unevaluated, tmp_path, monkeypatch):
     """A run that was stopped and resumed has every number of one that was not. Its checkpoints hold
     nothing of the frozen model; its file is of the averaged numbers, and merges into the model. The

@@ -40,6 +40,7 @@ def batch():
     return {"image": images, "mask": np.arange(8) < 6}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("codes", continuous.KINDS)
 def test_loss_is_that_of_the_images_and_of_the_gaussians(codes, batch):
     """The loss is computed here by hand, of samples with the step's key and of means without one.
@@ -81,6 +82,7 @@ def test_held_out_metrics_are_of_the_means(codes, batch):
     assert ("kl" in metrics) == (codes == "kl")
 
 
+@pytest.mark.long
 def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, with the same samples of the Gaussians,
     as if nothing had happened."""

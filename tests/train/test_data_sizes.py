@@ -137,6 +137,7 @@ def test_config_names_sizes_that_are_needed_and_not_known(use, key):
         use()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compiled_once", "unevaluated")
 def test_train_on_a_color_folder_is_in_color(tmp_path, monkeypatch):
     """The config does not give the channels, and the run's config.json has those of its images. The

@@ -66,6 +66,7 @@ def aligned(cache, **changes):
     )
 
 
+@pytest.mark.long
 def test_alignment_tunes_the_decoder_alone_and_resumes(
     cache, digits_dir, model_dir, network, tmp_path, monkeypatch, unevaluated
 ):
@@ -110,6 +111,7 @@ def test_alignment_tunes_the_decoder_alone_and_resumes(
     assert not (tmp_path / "branch").exists()
 
 
+@pytest.mark.long
 def test_alignment_is_the_same_on_eight_devices(params, batch):
     """The moments at the start and after a step, the loss and the decoder are those of one device,
     to rounding: moments are of all rows, wherever they are."""
@@ -166,6 +168,7 @@ def other_encoder():
     ]
 
 
+@pytest.mark.long
 def test_alignment_refuses_tokens_that_do_not_fit(
     cache, digits_dir, model_dir, network, tmp_path, unevaluated
 ):

@@ -201,6 +201,7 @@ def test_process_start_is_before_now():
     assert 0 < time.time() - process_start() < time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compiled_once", "unevaluated")
 def test_train_reports_the_categories_of_all_starts(configs, tmp_path, monkeypatch):
     """The loop gives time to every category, and after a SIGTERM and a second start they add up to

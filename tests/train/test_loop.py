@@ -51,6 +51,7 @@ def interrupt_at(monkeypatch, step: int):
     monkeypatch.setattr(MetricWriter, "write", interrupted)
 
 
+@pytest.mark.long
 def test_train_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
     """A run that is interrupted after its first checkpoint and started again has the records,
     weights, average and optimizer state of one that was not, to the last bit: the state is

@@ -52,6 +52,7 @@ def test_train_keeps_its_records_before_each_checkpoint(
         assert ("write", number) in before[:flushed] and ("write", number) not in before[flushed:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("late", [{"loss": jnp.nan}, {"grad_norm": jnp.inf}], ids=str)
 def test_train_stops_before_it_saves_what_is_not_finite(
     configs, unevaluated, late, tmp_path, monkeypatch
@@ -112,6 +113,7 @@ def fast(configs, monkeypatch):
     return dataclasses.replace(configs["tokenizer"], steps=4, eval_every=2, checkpoint_every=2)
 
 
+@pytest.mark.long
 def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(
     fast, tmp_path, monkeypatch
 ):
@@ -137,6 +139,7 @@ def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(
     assert evaluated(tmp_path) == [2, 4]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpoint_every", [2, 100])
 def test_train_hears_sigterm_within_an_evaluation(fast, tmp_path, monkeypatch, checkpoint_every):
     """Nothing of the run is lost, at a step that is saved and at one that is not."""
@@ -155,6 +158,7 @@ def test_train_hears_sigterm_within_an_evaluation(fast, tmp_path, monkeypatch, c
     assert evaluated(tmp_path) == [2, 4]
 
 
+@pytest.mark.long
 def test_train_keeps_the_best_state_by_losses_that_come_after_the_save(fast, tmp_path, monkeypatch):
     """The evaluation of step 2, the lowest loss, ends after later saves, and its checkpoint is kept
     besides the last."""

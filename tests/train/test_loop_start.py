@@ -77,6 +77,7 @@ def test_train_fine_tunes_with_another_class_count(configs, tmp_path, monkeypatc
     assert Pipeline.from_pretrained(tmp_path).config.transformer.num_classes == 12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cached", [True, False])
 def test_train_places_what_its_steps_use_of_the_tokenizer(
     cached, configs, unevaluated, model_dir, tmp_path, monkeypatch

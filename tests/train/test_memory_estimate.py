@@ -110,6 +110,7 @@ def test_state_has_no_moments_of_parameters_that_stay(objective):
     assert actual == 4 * (2 * numbers + 2 * head)
 
 
+@pytest.mark.long
 def test_training_memory_falls_with_recomputation_and_narrow_numbers(objective):
     """Recomputing blocks keeps less, recomputing all but products lies between both in either
     dtype, float32 keeps more than bfloat16, and nothing is gathered on one device."""
@@ -178,6 +179,7 @@ def test_encodes_only_where_there_is_no_token_cache(objective):
     assert not memory_estimate.encodes(objective.with_config(cached))
 
 
+@pytest.mark.long
 def test_memory_of_a_mesh_divides_blocks_over_the_model_axis(objective):
     """Tensor parallelism halves what a block recomputes, but not what is kept between blocks."""
     config = dataclasses.replace(objective.config, mesh=MeshConfig(2, 2))

@@ -37,6 +37,7 @@ def chosen(budget: float | None, **settings) -> Settings:
     return memory_rule.choose(objective(**settings), MESH, "tpu", budget)
 
 
+@pytest.mark.long
 def test_choose_takes_the_fastest_settings_that_fit():
     """With room for all, weights are gathered once and little is computed again; with no room for
     whole weights they are gathered in each pass, before the forward pass is computed once more."""

@@ -49,6 +49,7 @@ def sizes(choice: mesh_choice.Choice) -> tuple[int, int]:
     return choice.mesh.shape["data"], choice.mesh.shape["model"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arg", "count", "mesh"),
     [
@@ -66,6 +67,7 @@ def test_choose_finds_a_mesh_that_divides_the_model(arg, count, mesh, caplog):
     assert choice.replicated_bytes == 0 and not caplog.records
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arg", ["d16", "d20"])
 def test_choose_replicates_what_no_mesh_divides_and_says_so_once(arg, caplog):
     """24 devices divide neither the width nor the heads of d16 by 3: the data axis leaves the width
@@ -126,6 +128,7 @@ def test_choose_says_that_no_mesh_is_better():
         choose(config, devices(7))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("batch", "parts", "near"), [(100, 1, "99 or 102"), (2, 1, "3"), (700, 5, "690 or 705")]
 )
@@ -182,6 +185,7 @@ def test_choose_for_sampling_divides_weights_along_the_model_axis_alone():
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["auto", "zero1", "hsdp"])
 @pytest.mark.parametrize(
     ("arg", "count", "mesh"),

@@ -55,6 +55,7 @@ def step_on(batch, start):
     return step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mesh", [(8, 1), (4, 2), pytest.param((2, 4), marks=SLOW), pytest.param((1, 8), marks=SLOW)]
 )
@@ -63,6 +64,7 @@ def test_train_step_is_the_same_on_every_mesh(step_on, start, mesh):
     assert_same_step(step_on(*mesh), step_on(1, 1), start)
 
 
+@pytest.mark.long
 def test_train_step_with_flips_and_weights_is_the_same_on_a_mesh(batch, start):
     """Which tokens are replaced depends on the step's key alone, not on where rows lie."""
     transformer = dataclasses.replace(TRANSFORMER, flip_share=0.5, scale_weights=(2.0, 1.0, 0.5))
@@ -71,6 +73,7 @@ def test_train_step_with_flips_and_weights_is_the_same_on_a_mesh(batch, start):
     assert_same_step(*steps, start)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", [(3, 2), (1, 3), pytest.param((3, 1), marks=SLOW)])
 def test_train_step_is_the_same_on_a_mesh_that_does_not_divide_the_model(step_on, start, mesh):
     """Width 32 and 8 heads do not divide by 3: what stays whole changes where numbers lie, and none

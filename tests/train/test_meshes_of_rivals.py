@@ -38,6 +38,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_train_step_is_the_same_on_every_mesh(objective):
     """Metrics and updated parameters of 8x1 and 4x2 devices are those of one, to rounding; random

@@ -42,6 +42,7 @@ def initial_weights(config, objective=small.next_scale):
     )
 
 
+@pytest.mark.long
 def test_transformer_starts_with_resized_embeddings(configs, wide_tokenizer, tmp_path, caplog):
     """A run on 6x12 images from a model of 6x8 ones starts from its weights with the embeddings of
     `position_tables`, says so in one line, trains, and leaves a model of 6x12 images."""
@@ -86,6 +87,7 @@ def test_initial_weights_of_the_same_scales_are_equal(configs, caplog):
         np.testing.assert_array_equal(actual[name], own[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
@@ -130,6 +132,7 @@ def test_initial_weights_name_a_remedy_that_can_be_followed(configs):
         initial_weights(dataclasses.replace(config, transformer=more))
 
 
+@pytest.mark.long
 def test_initial_weights_fit_where_no_shape_depends_on_a_key(tmp_path):
     """A masked model embeds its tokens by their number, so that one over codes of width 32 starts a
     run over as many codes of width 16, with all weights bit for bit."""
@@ -173,6 +176,7 @@ def test_unreadable_weights_end_the_other_processes(configs, monkeypatch):
         initial_weights(configs["transformer"])
 
 
+@pytest.mark.long
 def test_tokenizer_of_other_scales_starts_with_all_weights(configs, tmp_path, caplog, unevaluated):
     """A tokenizer has no table of positions: a run at another size and aspect ratio takes every
     weight as it is, and says that none had to be resized."""

@@ -61,6 +61,7 @@ def step(batch, start):
     return functools.cache(lambda layout: step_on(layout, batch, start, CONFIG))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["zero1", "hsdp of 2 replicas", *(pytest.param(n, marks=SLOW) for n in [*LAYOUTS][2:])]
 )
@@ -70,6 +71,7 @@ def test_train_step_is_the_same_under_every_policy(step, start, name):
     assert_same_step(step(LAYOUTS[name]), step(ONE), start)
 
 
+@pytest.mark.long
 def test_train_step_without_rematerialization_and_in_parts_is_the_same(batch, start):
     """The parts of a batch are divided over replicas as the batch is, and a backward pass that
     recomputes nothing finds the whole weights too."""

@@ -41,6 +41,7 @@ def test_program_refuses_to_train_bfloat16_weights(stage):
         assert leaf.dtype == jnp.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", ["lin0", "cosine", "cooldown", "bent"])
 def test_runs_of_a_sweep_share_a_program(schedule):
     """The text of the step, by which JAX's cache finds a compiled program, is the same for another

@@ -17,6 +17,7 @@ from var_jax.train.loop import train
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
+@pytest.mark.long
 def test_train_resumes_a_refiner_bit_for_bit(digits_dir, unevaluated, tmp_path, monkeypatch):
     """A run that was stopped and resumed has every number of one that was not, and the same file.
     Its checkpoints hold nothing of the frozen model, whose files are the same bytes after it; the

@@ -38,6 +38,7 @@ def refuse_to_compile(self, variant):
     raise AssertionError("the step is compiled")
 
 
+@pytest.mark.long
 def test_train_with_a_saved_step_is_the_run_that_compiles(
     configs, executable, tmp_path, monkeypatch
 ):
@@ -56,6 +57,7 @@ def test_train_with_a_saved_step_is_the_run_that_compiles(
         assert_same(weights(tmp_path / "saved", part), weights(tmp_path / "compiled", part))
 
 
+@pytest.mark.long
 def test_saved_step_is_compiled_anew_where_the_folder_has_its_program(
     configs, tmp_path, monkeypatch, request
 ):

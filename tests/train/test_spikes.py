@@ -157,6 +157,7 @@ def test_train_skips_planted_spikes(spiky, tmp_path, capsys):
             assert same == (step in (6, 8)), (part, step)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", [5, 6, 7])
 def test_train_resumes_across_a_skipped_step(spiky, tmp_path, monkeypatch, stop):
     """A run that is stopped before, at or after a skipped step goes on as if nothing had happened:

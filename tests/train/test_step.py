@@ -139,6 +139,7 @@ def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, rema
     np.testing.assert_allclose(after.ema["kernel"], 2 * (1 - remaining), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
     """The loss is the weighted sum of its three parts, which are computed in numpy from one forward
     pass, and so is the usage of codes."""
@@ -195,6 +196,7 @@ def test_encode_gives_the_pipelines_tokens(params, batch):
     np.testing.assert_array_equal(encode(objective.frozen, batch["image"])["tokens"], expected)
 
 
+@pytest.mark.long
 def test_train_step_depends_on_seed_and_number_alone(params, batch):
     """The optimizer is plain gradient descent, so that a step's update is its gradient; its dropout
     is drawn anew every step."""
@@ -292,6 +294,7 @@ def products(jaxpr) -> list[tuple[tuple[int, ...], jnp.dtype]]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 @pytest.mark.parametrize("gradient_dtype", ["bfloat16", "float32"])
 def test_gradients_of_bfloat16_weights_have_the_dtype_of_the_config(

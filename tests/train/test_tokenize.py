@@ -53,6 +53,7 @@ def pixels(config, split: str, view: int | None) -> np.ndarray:
     return np.stack(images).astype(np.float32) / np.float32(127.5) - 1
 
 
+@pytest.mark.long
 def test_tokenize_writes_the_pipelines_tokens(config, full, model_dir):
     """Every view's tokens are those of encoding the same crops, labels are the data set's, and two
     views differ."""
@@ -140,6 +141,7 @@ def test_tokenize_adds_a_split_later(config, full, model_dir, tmp_path):
     assert contents(out) == contents(full)
 
 
+@pytest.mark.long
 def test_tokenize_goes_on_after_a_kill(config, full, model_dir, tmp_path):
     """After a SIGKILL, the same command keeps the finished shards and completes the cache.
 
@@ -265,6 +267,7 @@ def test_tokenize_names_a_shard_when_it_is_whole(config, full, model_dir, tmp_pa
     assert contents(out) == contents(full)
 
 
+@pytest.mark.long
 def test_hosts_that_finish_at_once_leave_a_whole_manifest(
     config, full, model_dir, tmp_path, monkeypatch
 ):

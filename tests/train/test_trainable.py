@@ -74,6 +74,7 @@ def test_optimizer_has_no_moments_for_frozen_parameters(params):
     assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(alone.init(params))
 
 
+@pytest.mark.long
 def test_frozen_parameters_stay_and_the_run_resumes(configs, tmp_path, monkeypatch, unevaluated):
     """After a run of `trainable=decoder` in microbatches, with weight decay and an average, all but
     the decoder equals the first weights to the last bit, and so do their averages, so that tokens

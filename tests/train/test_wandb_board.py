@@ -209,6 +209,7 @@ def test_package_is_not_imported_unless_it_is_used():
     assert result.stdout.strip() == "False", result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compiled_once", "unevaluated")
 def test_offline_run_has_every_record(configs, tmp_path, monkeypatch):
     """The files of an offline run that SIGTERM stopped once are one W&B run of two starts, and have
