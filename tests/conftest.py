@@ -12,7 +12,12 @@ import pytest
 
 # The tests' programs are small, so that XLA spends more time on optimizing them than they run:
 # without LLVM's optimization and XLA's newer fusion emitters, they compile much faster.
-FAST_COMPILATION = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+# Eight devices share few cores: one that waits for the others for 40 s would end the process.
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
 # Whether this process's parent has found that its version of XLA knows these flags: it aborts on
 # one that it does not know.
 ARE_KNOWN_ENV = "VAR_JAX_TESTS_FAST_COMPILATION"
