@@ -32,22 +32,17 @@ SHAPES = (
     (1, 1024, 6144),  # the class's modulations of one image
 )
 RUNS, LAYERS = 9, 4
-barrier = jax.lax.optimization_barrier
 
 
 def padded(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, cpu_matmul.PADDING)))
 
 
-def other_way_round(g: jax.Array, w: jax.Array) -> jax.Array:
-    return barrier(jax.lax.dot_general(padded(w), padded(g), cpu_matmul.SUM_OVER_COLUMNS)).T
-
-
 OF_ACTIVATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "autodiff": lambda g, w: g @ w.T,
-    "transposed": lambda g, w: g @ barrier(w.T),
+    "transposed": lambda g, w: g @ jax.lax.optimization_barrier(w.T),
     "padded": lambda g, w: jax.lax.dot_general(padded(g), padded(w), cpu_matmul.SUM_OVER_COLUMNS),
-    "turned": other_way_round,
+    "turned": lambda g, w: cpu_matmul.turned(padded(g), padded(w)),
     "chosen": cpu_matmul.gradient_of_activations,
 }
 OF_WEIGHT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

@@ -10,17 +10,17 @@ import tempfile
 
 import pytest
 
-# The tests' programs are small, so that XLA spends more time on optimizing them than they run:
-# without LLVM's optimization and XLA's newer fusion emitters, they compile much faster.
-# Eight devices share few cores: one that waits for the others for 40 s would end the process.
-FAST_COMPILATION = (
+FLAGS = (
+    # The tests' programs are small, so that XLA spends more time on optimizing them than they run:
+    # without LLVM's optimization and XLA's newer fusion emitters, they compile much faster.
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    # Eight devices share few cores: one that waits for the others for 40 s would end the process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 # Whether this process's parent has found that its version of XLA knows these flags: it aborts on
 # one that it does not know.
-ARE_KNOWN_ENV = "VAR_JAX_TESTS_FAST_COMPILATION"
+ARE_KNOWN_ENV = "VAR_JAX_TESTS_FLAGS_ARE_KNOWN"
 
 
 def pytest_configure(config: pytest.Config):
@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config):
     if "xla_force_host_platform_device_count" not in flags:
         flags += " --xla_force_host_platform_device_count=8"
     is_slow = config.option.markexpr == "slow"
-    if not is_slow and FAST_COMPILATION[0] not in flags and _are_known(FAST_COMPILATION):
-        flags = " ".join((flags, *FAST_COMPILATION))
+    if not is_slow and FLAGS[0] not in flags and _are_known(FLAGS):
+        flags = " ".join((flags, *FLAGS))
     os.environ["XLA_FLAGS"] = flags.strip()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _share_programs(config)

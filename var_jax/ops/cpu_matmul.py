@@ -82,17 +82,25 @@ def gradient_of_activations(
     A weight is read out of the stack of layers as it is used. Where the compiler transposes it
     meanwhile, it goes from row to row, which takes up to half as long as the product.
     """
-    few = cotangent.shape[0] < FEWEST_ROWS
-    if weight.shape[1] % WAY and not few:
+    if cotangent.shape[0] < FEWEST_ROWS:
+        return turned(cotangent, weight)
+    if weight.shape[1] % WAY:
         # Rows that do not evict each other: a transposed copy is cheap, and makes the product so.
         return cotangent @ jax.lax.optimization_barrier(weight.T)
-    if not few:  # copied with padding while it is read, row by row, and not transposed
-        cotangent, weight = _padded(cotangent, WAY), _padded(weight, WAY)
-    if few or weight.shape[0] > weight.shape[1]:
-        # The other way round, behind a barrier: the compiler would turn it around again.
-        y = jax.lax.dot_general(weight, cotangent, SUM_OVER_COLUMNS)
-        return jax.lax.optimization_barrier(y).T
+    # The weight is copied with padding while it is read, row by row, and not transposed.
+    cotangent, weight = _padded(cotangent, WAY), _padded(weight, WAY)
+    if weight.shape[0] > weight.shape[1]:
+        return turned(cotangent, weight)
     return jax.lax.dot_general(cotangent, weight, SUM_OVER_COLUMNS)
+
+
+def turned(cotangent: Float[Array, "r n"], weight: Float[Array, "m n"]) -> Float[Array, "r m"]:
+    """Returns cotangent @ weight.T by the product the other way round.
+
+    The barrier keeps the compiler from turning it around again.
+    """
+    y = jax.lax.dot_general(weight, cotangent, SUM_OVER_COLUMNS)
+    return jax.lax.optimization_barrier(y).T
 
 
 def _padded(x: Float[Array, "r n"], row: int) -> Float[Array, "r p"]:

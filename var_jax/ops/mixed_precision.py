@@ -195,25 +195,25 @@ def convolution(
     """
     x = x.astype(dtype)
     if dtype == jnp.float32:
-        return _convolve(x, kernel.astype(dtype), strides, padding)
+        return convolve(x, kernel.astype(dtype), strides, padding)
     return _convolution(x, kernel, strides, padding, jnp.dtype(gradient_dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x, kernel, strides, padding, gradient_dtype):
-    return _convolve(x, kernel.astype(x.dtype), strides, padding)
+    return convolve(x, kernel.astype(x.dtype), strides, padding)
 
 
 def _convolution_forward(x, kernel, strides, padding, gradient_dtype):
-    return _convolve(x, kernel.astype(x.dtype), strides, padding), (x, kernel)
+    return convolve(x, kernel.astype(x.dtype), strides, padding), (x, kernel)
 
 
 def _convolution_backward(strides, padding, gradient_dtype, operands, cotangent):
     x, kernel = operands
     narrow_kernel, wide_x = kernel.astype(x.dtype), x.astype(gradient_dtype)
-    (d_x,) = jax.vjp(lambda x: _convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
+    (d_x,) = jax.vjp(lambda x: convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
     _, kernel_vjp = jax.vjp(
-        lambda k: _convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype)
+        lambda k: convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype)
     )
     return d_x, kernel_vjp(cotangent.astype(gradient_dtype))[0].astype(kernel.dtype)
 
@@ -221,5 +221,11 @@ def _convolution_backward(strides, padding, gradient_dtype, operands, cotangent)
 _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-def _convolve(x, kernel, strides, padding):
+def convolve(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "y x i o"],
+    strides: tuple[int, int],
+    padding: str | tuple,
+) -> Float[Array, "b H W o"]:
+    """Returns the plain convolution of maps with a kernel of their dtype."""
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from var_jax.ops.mixed_precision import LAYOUT
+from var_jax.ops.mixed_precision import convolve
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -35,9 +35,8 @@ def by_phase(
     phases = [(row, column) for row in (0, 1) for column in (0, 1)]
     kernels = [_merged(_merged(kernel, row, axis=0), column, axis=1) for row, column in phases]
     # All four at once, over the map with a border: an even row begins at the pixel before its own.
-    y = jax.lax.conv_general_dilated(
-        x, jnp.concatenate(kernels, axis=-1), (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT
-    ).reshape(b, h + 1, w + 1, 4, kernel.shape[-1])
+    y = convolve(x, jnp.concatenate(kernels, axis=-1), (1, 1), ((1, 1), (1, 1)))
+    y = y.reshape(b, h + 1, w + 1, 4, kernel.shape[-1])
     even_top, even_bottom = y[:, :h, :w, 0], y[:, 1:, :w, 2]
     odd_top, odd_bottom = y[:, :h, 1:, 1], y[:, 1:, 1:, 3]
     rows = [jnp.stack((even_top, odd_top), axis=3), jnp.stack((even_bottom, odd_bottom), axis=3)]
@@ -61,9 +60,7 @@ def _forward(x, kernel):
 
 def _backward(operands, cotangent):
     def on_upsampled_map(x, kernel):
-        return jax.lax.conv_general_dilated(
-            upsampled(x), kernel, (1, 1), "SAME", dimension_numbers=LAYOUT
-        )
+        return convolve(upsampled(x), kernel, (1, 1), "SAME")
 
     return jax.vjp(on_upsampled_map, *operands)[1](cotangent)
 

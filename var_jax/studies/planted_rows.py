@@ -41,13 +41,13 @@ def measured(
       cases: the name of each case, and the entries by which its row is known.
       measure: what measures the other entries of a row from those.
     """
+    known = []
+    if args.rows is not None and args.rows.exists():
+        known = [json.loads(line) for line in args.rows.read_text().splitlines()]
     for name, entries in cases:
         if args.only not in name:
             continue
         asked = {**entries, "sweeps": args.sweeps, "seed": args.seed}
-        known = []
-        if args.rows is not None and args.rows.exists():
-            known = [json.loads(line) for line in args.rows.read_text().splitlines()]
         row = next((row for row in known if asked.items() <= row.items()), None)
         if row is None:
             row = {**asked, **measure(asked)}
