@@ -81,7 +81,9 @@ def _fit(comparison: Comparison, objective: str, quality: str, at: float) -> Qua
     frontier_noise.withhold(law, None, None)
     predicted = profile_intervals.profile_prediction(law.likelihood, np.array([at]))
     as_quality = _complement if is_share else float
-    ends = sorted(as_quality(end) for end in predicted.interval)
+    ends = [np.nan, np.nan]
+    if law.has_intervals:
+        ends = sorted(as_quality(end) for end in predicted.interval)
     summary = {
         **law.summary,
         "form": FORM,
@@ -131,15 +133,15 @@ def _verdict(quality: str, laws: Mapping[str, Mapping[str, Any]]) -> str:
         texts.append(f"{name} {law['prediction']['value']:.4g} [{low:.4g}, {high:.4g}]")
     at = laws[one]["prediction"]["train_flops"]
     text = f"{quality} at {at:.3g} training FLOPs, ten times the most: {', '.join(texts)}. "
-    if not np.isfinite(ends).all():
-        return f"{text}An interval is missing, so the laws cannot tell which is ahead."
     if any(
         note.startswith(frontier_noise.UNKNOWN) for law in laws.values() for note in law["warnings"]
     ):
         return (
-            f"{text}They are of envelopes of runs whose noise is not known "
-            f"({frontier_noise.UNKNOWN}), so the laws cannot tell which is ahead."
+            f"{text}Envelopes of runs whose noise is not known ({frontier_noise.UNKNOWN}) have no "
+            "intervals, so the laws cannot tell which is ahead."
         )
+    if not np.isfinite(ends).all():
+        return f"{text}An interval is missing, so the laws cannot tell which is ahead."
     (low, high), (other_low, other_high) = ends
     if low <= other_high and other_low <= high:
         return f"{text}The intervals overlap, so the laws cannot tell which is ahead."

@@ -18,6 +18,7 @@ from var_jax.scaling.select_runs import Sample
 # the shares of planted laws that intervals hold below it (var_jax.studies.frontier_coverage).
 TOO_NOISY = 0.002
 UNKNOWN = "frontier-noise-unknown"
+NOISY = "noisy-frontier"
 PARAMETERS = ("E", "A", "alpha")
 
 
@@ -51,10 +52,12 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None, *, has_better_form:
     if not law.sample.curves:
         return
     if joint is None:
-        law.summary["warnings"].append(
-            f"{UNKNOWN}: no joint law of params and tokens tells how much the runs "
-            "scatter; where it is more than "
-            f"{TOO_NOISY:.2%} of the frontier's drop in log loss, the intervals are too short"
+        _withhold(
+            law,
+            f"as the noise of the runs is not known ({UNKNOWN})",
+            f"{UNKNOWN}: no joint law of params and tokens tells how much the runs scatter; where "
+            f"it is more than {TOO_NOISY:.2%} of the frontier's drop in log loss, intervals from "
+            "an envelope are too short, so that none is given",
         )
         return
     if cost is not None and cost.slope > 0 and is_right(joint, has_better_form=has_better_form):
@@ -69,22 +72,29 @@ def withhold(law: Law, joint: Law | None, cost: Cost | None, *, has_better_form:
     ratio = noise_over_drop(noise, law.sample)
     if ratio <= TOO_NOISY:
         return
+    instead = "those of the joint law's own frontier stand beside it"
+    _withhold(
+        law,
+        f"as the runs are too noisy ({NOISY})",
+        f"{NOISY}: runs scatter by {noise:.2%}, {by}, which is {ratio:.1%} of the "
+        f"frontier's drop in log loss (limit {TOO_NOISY:.2%}): intervals from an envelope of such "
+        "runs are too short, and are not given"
+        + (f"; {instead}" if "by_joint_law" in law.summary else ""),
+    )
+
+
+def _withhold(law: Law, reason: str, warning: str):
+    """Withholds the intervals for a reason, and puts a warning in place of those about them."""
     for name in PARAMETERS:
         if not law.summary[name].get("given"):
             law.summary[name]["ci95"] = [None, None]
     law.summary.pop("alpha_given_E", None)
-    law.summary["interval_method"] = "none, as the runs are too noisy (noisy-frontier)"
+    law.summary["interval_method"] = f"none, {reason}"
     of_intervals = ("E-undetermined", "alpha-unbounded", "no-interval")
     law.summary["warnings"] = [
         note for note in law.summary["warnings"] if not note.startswith(of_intervals)
     ]
-    instead = "those of the joint law's own frontier stand beside it"
-    law.summary["warnings"].append(
-        f"noisy-frontier: runs scatter by {noise:.2%}, {by}, which is {ratio:.1%} of the "
-        f"frontier's drop in log loss (limit {TOO_NOISY:.2%}): intervals from an envelope of such "
-        "runs are too short, and are not given"
-        + (f"; {instead}" if "by_joint_law" in law.summary else "")
-    )
+    law.summary["warnings"].append(warning)
 
 
 def exponent(joint: profile_intervals.Likelihood, cost: Cost) -> dict:

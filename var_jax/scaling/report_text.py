@@ -16,8 +16,8 @@ CAPTIONS = {
     "interval at each size, which is that of the predictions too. On the right is what is left "
     "above E, where the law is a straight line.",
     "laws_compute.png": "Points are the runs or the frontier, the line is the most likely law, and "
-    "the band its 95 % interval at each compute, which is that of the predictions too. On the "
-    "right is what is left above E, where the law is a straight line.",
+    "the band, for a law with intervals, its 95 % interval at each compute, which is that of the "
+    "predictions too. On the right is what is left above E, where the law is a straight line.",
     "laws_joint.png": "On the left points are runs and lines the most likely law, one color per "
     "size. On the right a law that describes all runs has its points on the dotted line.",
     "frontier.png": "Lines are the loss of each run or size against its compute. The law of "
@@ -27,7 +27,8 @@ CAPTIONS = {
     "residuals.png": "How far each run lies off its law, in percent. A pattern, such as a bow, "
     "says that the law has the wrong form.",
     "bootstrap.png": "Dots are the law of resampled runs, the cross is the reported law with its "
-    "95 % intervals. A long thin cloud says that E and the exponent are hardly told apart.",
+    "95 % intervals, where it has them. A long thin cloud says that E and the exponent are hardly "
+    "told apart.",
     "optima.png": "On the left each line is the loss of one size, token budget and batch against "
     "the setting, with a star at the parabola's minimum. On the right are those minima, and as "
     "crosses the laws at the same inputs.",
