@@ -70,6 +70,7 @@ def expected(earlier) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.long
 def test_pipeline_samples_and_encodes_as_the_earlier_version(earlier, expected):
     """The model directory gives the logits, tokens, images and codes that it gave: parameters are
     found under their names, and neither the networks nor the random numbers have changed. top_p is

@@ -110,6 +110,7 @@ def likelier_when_guided(
     return likelier.sum(axis=-1), (odds * likelier).sum(axis=-1) / odds.sum(axis=-1)
 
 
+@pytest.mark.long
 def test_d36_at_512_pixels_generates_images_by_shape():
     """Shapes of the sampling program are traced, without weights."""
     scales = Scales.parse(SCALES_512)

@@ -58,6 +58,7 @@ def test_sample_refuses_adapters_in_one_line(base, mug, model_dir, tmp_path, ref
     assert "--adapter is given with --samples" in refused(*samples)
 
 
+@pytest.mark.long
 def test_generate_and_edit_add_several_adapters(base, mug, tmp_path, capsys):
     """With two adapters, one of them negative, both commands give the images that Python gives, and
     other ones than without the second."""
@@ -90,6 +91,7 @@ def test_generate_and_edit_add_several_adapters(base, mug, tmp_path, capsys):
     assert edited.read_bytes() != plain.read_bytes()
 
 
+@pytest.mark.long
 def test_sample_draws_a_new_class_by_its_name(base, mug, tmp_path, capsys):
     """The command's image is that of the adapted model, in Python by the same name."""
     image = tmp_path / "mug.png"
@@ -103,6 +105,7 @@ def test_sample_draws_a_new_class_by_its_name(base, mug, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(image)), np.asarray(grid))
 
 
+@pytest.mark.long
 def test_sample_warns_where_learned_guidance_would_be_guided_again(base, tmp_path, caplog, capsys):
     """The preset has guidance; with --cfg 0, as the end of the training proposes, there is no
     warning."""

@@ -50,6 +50,7 @@ def titles(monkeypatch):
     return title_rows
 
 
+@pytest.mark.long
 def test_sample_takes_names_and_titles_all_pictures_by_them(
     capsys, model, tmp_path, titles, caplog
 ):
@@ -142,6 +143,7 @@ def test_commands_name_a_class_that_is_none_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
+@pytest.mark.long
 def test_edit_takes_a_class_by_its_name(capsys, model, tmp_path):
     """A name and its id give the same image."""
     Image.new("L", (8, 6), 50).save(tmp_path / "image.png")

@@ -94,6 +94,7 @@ def test_sample_writes_a_grid(capsys, model_dir, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.png", "new"]
 
 
+@pytest.mark.long
 def test_sample_takes_a_model_on_the_hub(capsys, model_dir, hub, tmp_path):
     """A model's address gives the picture that its directory gives."""
     hub.commits["owner/small"] = [contents(model_dir)]
@@ -103,6 +104,7 @@ def test_sample_takes_a_model_on_the_hub(capsys, model_dir, hub, tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / "hub.png"), pixels(tmp_path / "own.png"))
 
 
+@pytest.mark.long
 def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, image, tmp_path):
     """The strip's tiles are, pixel for pixel and from left to right, the image and the pipeline's
     reconstructions from one, two and three scales."""

@@ -149,6 +149,7 @@ def test_evaluate_reports_reconstructions_of_a_model(digits_dir, model_dir, tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out", "rec.png"]
 
 
+@pytest.mark.long
 def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
     """No file is written; images are resized as the model was trained, unless --resize says
     otherwise."""

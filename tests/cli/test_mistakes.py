@@ -221,6 +221,7 @@ def test_commands_refuse_a_directory_as_a_picture(refused, image, tmp_path, monk
             assert "cannot write the picture" in line and "it is a directory; name a file" in line
 
 
+@pytest.mark.long
 def test_train_refuses_a_read_only_workdir(
     refused, config_file, digits_dir, model_dir, tmp_path, monkeypatch
 ):

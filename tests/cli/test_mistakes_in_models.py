@@ -12,6 +12,7 @@ from reference import torch_writer
 NOT_A_MODEL = "model directory"
 
 
+@pytest.mark.long
 def test_convert_refuses_scales_of_other_weights(refused, weights):
     """The line has what the weights hold and what the scales ask for."""
     convert = (

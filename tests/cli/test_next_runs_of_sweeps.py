@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from helpers.scripts import load_module
 from var_jax.cli.args import read_config
@@ -52,6 +53,7 @@ def finished_sweep(directory: Path, shared: float = 0.0):
             (folder / name).write_text(json.dumps(content))
 
 
+@pytest.mark.long
 def test_next_runs_of_a_table_are_those_of_the_sweep_that_it_is_of(tmp_path, capsys):
     """A table knows parameters alone: with the sweep's config its next runs become the overrides
     that the sweep's own directory gives, and a sweep of other sizes is refused by name."""
@@ -110,6 +112,7 @@ def test_sweep_takes_the_next_runs_of_a_sweep_with_branches(tmp_path, capsys):
         assert abs(tokens / run["tokens"] - 1) < 0.01
 
 
+@pytest.mark.long
 def test_sizes_between_those_of_a_sweep_are_proposed_where_sizes_share_noise(tmp_path):
     """Runs of one size share most of their noise, so that with the sweep's config some next runs
     are of sizes that the sweep does not have: their overrides are a transformer of exactly the

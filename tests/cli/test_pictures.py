@@ -186,6 +186,7 @@ def test_edit_numbers_its_outputs(capsys, model_dir, photos, tmp_path):
     assert (photos / "a.png").read_bytes() == before and not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.long
 def test_edit_by_keep_scales_varies_an_image(capsys, model_dir, photos, tmp_path):
     """The picture is that of `Pipeline.vary`."""
     out = tmp_path / "varied.png"
@@ -213,6 +214,7 @@ def test_edit_by_keep_scales_varies_an_image(capsys, model_dir, photos, tmp_path
     np.testing.assert_allclose(pixels(out)[..., 0], expected * 255, atol=0.51)
 
 
+@pytest.mark.long
 def test_sample_and_edit_name_mistakes_and_write_nothing(capsys, model_dir, photos, tmp_path):
     """One line has the option, its value and what would be right, and no file is added."""
     sample = ("sample", "--model", model_dir, "--labels", "1", "--out", tmp_path / "out.png")

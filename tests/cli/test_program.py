@@ -47,6 +47,7 @@ def one_line(run: subprocess.CompletedProcess) -> str:
     return run.stderr
 
 
+@pytest.mark.long
 def test_program_runs_as_a_module(model_dir, tmp_path):
     """Unknown commands and labels are one line and exit code 2; help lists every command."""
     assert "unknown command 'trian'; did you mean 'train'?" in one_line(command("trian"))
@@ -91,6 +92,7 @@ except SystemExit:
     assert run.stdout.splitlines()[-1] == str(tmp_path / "var_jax" / "xla")
 
 
+@pytest.mark.long
 def test_convert_on_a_full_disk_loses_no_model(model_dir, tmp_path):
     """A write that fails half-way leaves the model that was there, byte for byte."""
     there = tmp_path / "there"

@@ -29,6 +29,7 @@ def test_generate_samples_the_refined_model(model_dir, tmp_path, capsys, caplog)
     assert generated == expected != other
 
 
+@pytest.mark.long
 def test_sample_refuses_refiners_in_one_line(model_dir, tmp_path, refused):
     """A directory without a refiner, a refiner of another model, and one in place of a model."""
     out = ("--labels", "3", "--out", "{out}")

@@ -43,6 +43,7 @@ def test_digits_are_split_once_and_for_all(digits):
     assert not set(pixels_of(train).values()) & set(pixels_of(test).values())
 
 
+@pytest.mark.long
 def test_sources_read_without_tensorflow(digits):
     """A process of its own reads batches and has not imported it."""
     code = (

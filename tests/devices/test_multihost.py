@@ -180,6 +180,7 @@ print("restored", later.agreed_steps(), np.asarray(state["x"]).tolist())
 """
 
 
+@pytest.mark.long
 def test_checkpoint_steps_are_those_that_process_zero_lists(directory, cache):
     """Two hosts of which one does not see the newest checkpoint yet resume from the same one."""
     code = LISTS_A_CHECKPOINT_LESS.format(directory=str(directory / "lagging"))

@@ -71,6 +71,7 @@ def test_verdict_is_what_the_other_half_says(script, tmp_path, choice, final, we
     assert len(script.table(rows, WEIGHTS).splitlines()) == 2 + len(WEIGHTS)
 
 
+@pytest.mark.long
 def test_script_measures_each_row_once(script, tmp_path, monkeypatch, capsys):
     """The base and one weight are measured on the choosing half, then the base and the chosen one
     on the other; a second start measures nothing, and another seed is refused."""

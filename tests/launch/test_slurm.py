@@ -134,6 +134,7 @@ def test_script_requeues_a_run_that_saved_itself(stubs, code, state, again):
     assert requeued(stubs) is again
 
 
+@pytest.mark.long
 def test_script_outlives_the_signal_that_its_run_saves_at(stubs):
     """After SIGTERM the script waits for the run's exit code and requeues."""
     shell = start(stubs, 75, takes=3)

@@ -103,6 +103,7 @@ def heads():
     return module, nn.meta.unbox(module.init(jax.random.key(0), features)), features
 
 
+@pytest.mark.long
 def test_spectral_norm_is_the_largest_singular_value(heads):
     """After a few steps of one power iteration each, every kernel acts with the norm 1."""
     module, variables, features = heads

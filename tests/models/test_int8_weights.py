@@ -27,6 +27,7 @@ PIPELINES = {
 INT8 = dataclasses.replace(small.TRANSFORMER, param_dtype="int8")
 
 
+@pytest.mark.long
 def test_values_are_within_half_a_level_of_their_channel():
     """A level is the largest magnitude of the output channel over 127, whichever axes its product
     sums over; a channel of zeros stays one."""

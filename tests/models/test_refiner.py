@@ -37,6 +37,7 @@ def refined(base, params, tokens, config=refiners.CONFIG):
     return np.asarray(jax.jit(module.apply)({"params": params}, *base, tokens))
 
 
+@pytest.mark.long
 def test_refiner_starts_at_the_models_own_logits(base):
     """At initialization the refined logits are the model's to the last bit, and with other weights
     they are not at any token."""

@@ -128,6 +128,7 @@ def test_decoded_images_are_clamped_and_training_ones_are_not(params, images):
     np.testing.assert_allclose(decoded, np.clip(rec, -1, 1), atol=1e-4)
 
 
+@pytest.mark.long
 def test_cosine_codes_are_chosen_by_angle_and_added_as_they_are(params, images):
     """The search by cosine ignores the codes' lengths, and decoding does not.
 

@@ -69,6 +69,7 @@ def test_loss_is_the_divergence_from_guided_predictions(bases, name, tmp_path):
     np.testing.assert_allclose(held_out["loss"], by_token[:5].mean(), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_adapter_comes_close_to_guidance(bases, tmp_path):
     """A hundred steps of Adam on one batch leave less than a fifth of the divergence."""
     objective = adapters.objective(run(bases, "next_scale", rank=8, alpha=8.0), tmp_path)

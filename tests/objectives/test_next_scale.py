@@ -26,6 +26,7 @@ def loss_of(trained, rng=None, variant=None):
     return trained.loss(params, trained.frozen, token_batch(), rng, variant=variant)
 
 
+@pytest.mark.long
 def test_scale_weights_weigh_the_loss_of_each_scale():
     """The loss is the scales' own losses, by their tokens and weights, over the mean weight of a
     token; the metrics stay without weights. Equal weights change nothing."""
@@ -59,6 +60,7 @@ def test_scale_weights_fit_the_tokenizer_of_the_run():
         assert weighted.flops_per_image(variant) == plain.flops_per_image(variant)
 
 
+@pytest.mark.long
 def test_flips_act_in_training_alone():
     """Without a random key, loss and metrics are those without flips; with one they are others, and
     the same again with the same key."""

@@ -71,6 +71,7 @@ def interpolate(images, axis: int) -> np.ndarray:
     return np.stack(planes, axis)
 
 
+@pytest.mark.long
 def test_spatial_features_are_the_first_channels_of_one_convolution(reference, monkeypatch):
     """sFID is of TensorFlow's mixed_6/conv after its ReLU, which is branch1x1 of Mixed_6d: seven
     channels, and every row and column of the 17 x 17 map in this order."""

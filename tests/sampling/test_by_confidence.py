@@ -42,6 +42,7 @@ def test_sample_does_not_depend_on_the_batch(model):
     assert (others[0] != others[1]).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cfg", [0, 1.5])
 def test_one_pass_without_randomness_is_the_argmax(model, cfg):
     """All tokens are the likeliest of the logits of a map that is masked everywhere; with guidance,
@@ -141,6 +142,7 @@ def test_edit_keeps_kept_tokens(model, images):
     assert np.abs(composite - (images + 1) / 2)[:, ~pixels].max() > 0.01
 
 
+@pytest.mark.long
 def test_edit_that_keeps_nothing_is_a_sample(model, images):
     """With an empty mask the image that is given has no influence: seed and label decide."""
     everywhere = model.edit(images, np.zeros(KEEP.shape, bool), LABELS, seed=7)

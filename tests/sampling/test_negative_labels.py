@@ -47,6 +47,7 @@ def test_sample_leads_away_from_the_weighted_mean_of_classes(model, negative):
     assert not np.array_equal(tokens, plain)
 
 
+@pytest.mark.long
 def test_edit_leads_away_from_a_class_even_without_one_of_its_own(model):
     """With no label the conditional prediction is that of "no class"; kept tokens stay."""
     images = np.random.default_rng(0).uniform(-1, 1, (4, 6, 8, 1)).astype(np.float32)

@@ -58,6 +58,7 @@ def test_solvers_end_at_the_data_of_a_network_that_knows_them(prediction, solver
         np.testing.assert_allclose(latents, data, atol=2e-3)
 
 
+@pytest.mark.long
 def test_guidance_mixes_both_branches():
     """One step of Euler's method from the same noise is linear in the guidance."""
     model = diffusion.pipeline(**PIXELS)

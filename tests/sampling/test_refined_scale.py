@@ -192,6 +192,7 @@ def _sizes(model: TransformerConfig) -> dict:
     return {name: getattr(model, name) for name in ("vocab_size", "z_channels", "scales")}
 
 
+@pytest.mark.long
 def test_network_alone_has_every_pass_of_the_refiner(refined):
     """The benchmark's network runs the refiner token by token: its results are the largest logit of
     each scale without a refiner, and with one a token of each, 0 or 1."""

@@ -80,6 +80,7 @@ def test_greedy_edits_are_the_published_ones(case, edit):
     assert_close(edited, arrays[f"edit_{edit}_image_nchw"])
 
 
+@pytest.mark.long
 def test_filters_keep_exactly_what_the_published_ones_keep(case):
     """The codes that remain after top-k and top-p are those that the published implementation
     recorded."""
@@ -196,6 +197,7 @@ def test_sample_without_filters_and_guidance_has_them_off(model):
     assert sampler.generate._cache_size() == compiled
 
 
+@pytest.mark.long
 def test_edit_keeps_masked_tokens(model, values):
     """Keeping all tokens gives the reconstruction; keeping some gives another image that depends on
     the label."""

@@ -282,6 +282,7 @@ def test_guidance_of_a_single_scale_is_the_number():
     np.testing.assert_array_equal(by_program, tokens)
 
 
+@pytest.mark.long
 def test_edit_that_keeps_nothing_matches_sample(model, images):
     """An edit that keeps no region and no scale gives the images that `sample` gives with the same
     seed and settings."""

@@ -15,6 +15,7 @@ def model():
     return next_token.pipeline("zcurve")
 
 
+@pytest.mark.long
 def test_sample_does_not_depend_on_the_batch(model):
     """Image i is the same alone, with others, and in batches of another size."""
     images, tokens = model.sample(LABELS, return_tokens=True, **SETTINGS)
@@ -26,6 +27,7 @@ def test_sample_does_not_depend_on_the_batch(model):
     np.testing.assert_array_equal(last, tokens[3:])
 
 
+@pytest.mark.long
 def test_sample_without_randomness_is_the_teacher_forced_argmax(model):
     """Every token has the largest of the logits that all tokens before it give, and with guidance
     the largest of the guided ones."""

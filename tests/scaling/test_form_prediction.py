@@ -64,6 +64,7 @@ def joint_form():
     return law, form_fit.fit(forms.JOINT, points)
 
 
+@pytest.mark.long
 def test_better_form_predicts_what_the_joint_law_misses(bent):
     """Four times beyond size and tokens, in three of four sweeps at least, the interval of the form
     holds the planted loss, where that of the joint law never does; the form's value lies inside
@@ -195,6 +196,7 @@ def test_no_runs_are_proposed_by_a_law_that_does_not_describe_the_runs(bent):
     assert report_text.next_lines(plan)[0].startswith("no next runs")
 
 
+@pytest.mark.long
 def test_fit_predicts_and_plans_by_the_form_that_it_chose():
     """The command's result has the form's prediction after the laws', and its text says so."""
     result, _ = report.fit_table(

@@ -199,6 +199,7 @@ def test_report_has_the_test_and_its_warning():
     assert any(line.startswith("lack-of-fit") for line in summary["warnings"])
 
 
+@pytest.mark.long
 def test_misfit_corrects_no_minima_and_plans_no_runs():
     """Where the joint law does not describe the runs, IsoFLOP minima stay those of their parabolas,
     and the report proposes no runs and says why, unless another form is better, whose plan it then

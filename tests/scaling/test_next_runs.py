@@ -20,6 +20,7 @@ def law():
     return next_runs_gain.fitted(x, case.log_loss(x) + noise)
 
 
+@pytest.mark.long
 def test_next_runs_narrow_a_prediction_more_than_equal_spacing(law):
     """At the same cost, intervals of simulated sweeps are narrower with the chosen runs than with
     runs of equal cost at evenly spaced sizes, and than without new runs."""

@@ -30,6 +30,7 @@ def test_log_jacobian_is_the_numerical_derivative():
         np.testing.assert_allclose(jacobian[..., i], numeric, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loss",
     [losses.Huber(1e-3), losses.Huber(1.0), losses.StudentT(), losses.StudentT(4.0)],

@@ -73,6 +73,7 @@ def fake_edit(monkeypatch):
     return FakeEdit(monkeypatch)
 
 
+@pytest.mark.long
 def test_study_measures_every_task_and_method(run_study, fake_edit, digits_dir):
     """Every value follows from what the fake edit does: the truth is at no distance, kept pixels
     are composited exactly and three levels off without, and other classes are asked for in turn."""
@@ -108,6 +109,7 @@ def test_study_measures_every_task_and_method(run_study, fake_edit, digits_dir):
     assert tables.count("\n| model, from scale 2 |") == len(TASKS) and "16.7% filled" in tables
 
 
+@pytest.mark.long
 def test_study_measures_missing_rows_alone(run_study, fake_edit, capsys):
     """A second run edits nothing; a row that is removed is measured again; a mistake is one line
     that names the option."""

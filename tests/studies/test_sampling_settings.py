@@ -127,6 +127,7 @@ def test_speed_is_the_median_relative_to_the_base(monkeypatch):
     assert (result["a"]["ratio"], result["b"]["ratio"]) == (1, 2)
 
 
+@pytest.mark.long
 def test_study_measures_missing_rows_alone(study, fake_sample, monkeypatch):
     """Rows of an earlier run are kept, whichever panel they were of; a run without new rows changes
     no byte; the picture has a point at each row's value."""
@@ -188,6 +189,7 @@ def test_study_interrupted_loses_one_row(study, fake_sample, monkeypatch):
     assert [call["smooth"] for call in fake_sample.measured()] == [False, True]
 
 
+@pytest.mark.long
 def test_study_of_two_models(study, fake_sample, other_dir, capsys):
     """The small model continues after each number of scales; without it, speeds are those of the
     large one alone; another model's rows are refused."""

@@ -24,6 +24,7 @@ def test_create_gives_the_claim_to_one_of_many_threads(tmp_path):
     assert len(won) == 1 and claims.read(run) == won
 
 
+@pytest.mark.long
 def test_create_gives_the_claim_to_one_of_two_processes(tmp_path):
     """Two processes never submit one attempt twice: they claim it at the same moment, after their
     imports, and one of them is refused."""

@@ -196,6 +196,7 @@ def test_restarts_are_bounded(stub, tmp_path):
     assert starts(sweep) == [1]
 
 
+@pytest.mark.long
 def test_driver_can_be_killed_and_started_again(stub, tmp_path):
     """Runs outlive the driver; the next one finds those that are live, and starts again only the
     one that was killed."""
@@ -213,6 +214,7 @@ def test_driver_can_be_killed_and_started_again(stub, tmp_path):
     assert any("running" in line and line.startswith(sweep.runs[1].id) for line in said)
 
 
+@pytest.mark.long
 def test_drivers_at_once_start_no_run_twice(stub, tmp_path):
     """Two drivers in two processes end well, with one start for each run: a claim is one driver's
     alone."""

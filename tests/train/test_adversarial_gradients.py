@@ -144,6 +144,7 @@ class TwoViews(Linear):
         return super().logits(params, spectral, frozen, images[:, ::-1], key, 0.0)[0]
 
 
+@pytest.mark.long
 def test_gradients_with_consistency_are_those_by_hand(params, batch):
     """The discriminator's loss and gradient are the sum of both hinges and 4 times the consistency,
     written out for a linear discriminator of two views; the generator sees the first view alone, at
@@ -227,6 +228,7 @@ def test_discriminator_augments_each_view_by_its_own_policy(params, batch):
     )
 
 
+@pytest.mark.long
 def test_discriminator_on_features_sees_images_of_its_networks_size(batch):
     """A network for 4 pixels gets images of 4 by 4, whatever the tokenizer's, and its heads as many
     places."""

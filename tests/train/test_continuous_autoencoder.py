@@ -67,6 +67,7 @@ def test_loss_is_that_of_the_images_and_of_the_gaussians(codes, batch):
         assert metrics.keys() == {"loss", "l1", "l2"} | ({"kl"} if codes == "kl" else set())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("codes", continuous.KINDS)
 def test_held_out_metrics_are_of_the_means(codes, batch):
     """Held-out metrics are of the Gaussians' means over the rows that count: they depend on no

@@ -63,6 +63,7 @@ class ToldAfter:
         return lowered.compile()
 
 
+@pytest.mark.long
 def test_metrics_end_between_batches_when_a_host_is_told_to_stop(monkeypatch):
     """Of three batches the third one is never evaluated."""
     seen = []

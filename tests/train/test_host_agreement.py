@@ -73,6 +73,7 @@ def ended(images, model_dir, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_hosts_name_an_image_that_one_lacks(images, ended):
     """Both processes end with code 2 and one line with both hosts and their numbers of images;
     otherwise steps would see some images twice and some never."""

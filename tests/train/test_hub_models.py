@@ -37,6 +37,7 @@ def published(hub, model_dir):
     return hub
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compiled_once", "unevaluated")
 def test_train_starts_from_models_on_the_hub(published, configs, tmp_path, monkeypatch):
     """A run whose tokenizer and weights are named by address begins with the published ones, has a
@@ -89,6 +90,7 @@ def test_read_config_of_a_tokenizer_on_the_hub(published, model_dir):
     assert contents(local_directory(ADDRESS)) == contents(model_dir)
 
 
+@pytest.mark.long
 def test_plan_fetches_no_weights(published, tmp_path, monkeypatch):
     """The costs of a run whose tokenizer and first weights are on the hub need model.json alone."""
     monkeypatch.chdir(tmp_path)

@@ -74,6 +74,7 @@ def test_train_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
     assert (status["state"], status["step"], status["restarts"]) == ("done", 3, 1)
 
 
+@pytest.mark.long
 def test_train_leaves_records_samples_and_config(whole_run):
     """Every step and the last evaluation are in metrics.jsonl with the metrics of the stage, the
     padding of the last batch counts for nothing, and the picture and the config are there."""
@@ -152,11 +153,13 @@ def assert_same_to_rounding(actual, expected):
     assert_close(weights(actual), weights(expected), 1e-4)
 
 
+@pytest.mark.long
 def test_train_on_eight_devices_changes_nothing_but_rounding(whole_run, on_one_device):
     """Losses and weights of a run on a mesh of 8 x 1 are those of one device."""
     assert_same_to_rounding(whole_run[1], on_one_device)
 
 
+@pytest.mark.long
 def test_train_with_a_model_axis_changes_nothing_but_rounding(
     whole_run, on_one_device, unevaluated, tmp_path
 ):
@@ -191,6 +194,7 @@ def test_train_takes_no_step_of_a_finished_run(whole_run):
     assert (status["state"], status["step"]) == ("done", 3)
 
 
+@pytest.mark.long
 def test_train_saves_at_sigterm_and_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
     """The signal saves the step that is under way, though no checkpoint was due, puts the signal's
     handler back, and the run goes on to the records and weights of one that was not stopped."""
@@ -210,6 +214,7 @@ def test_train_saves_at_sigterm_and_resumes_bit_for_bit(whole_run, tmp_path, mon
     assert_same(weights(tmp_path), weights(uninterrupted))
 
 
+@pytest.mark.long
 def test_train_branches_from_another_runs_whole_state(whole_run, unevaluated, tmp_path):
     """A branch takes its one step from the trunk's parameters and optimizer state, and ends as the
     trunk did; a step without a checkpoint is refused before a workdir is made."""
@@ -224,6 +229,7 @@ def test_train_branches_from_another_runs_whole_state(whole_run, unevaluated, tm
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole_run", ["transformer"], indirect=True)
 def test_train_refuses_another_tokenizer_on_the_way(whole_run, tmp_path):
     """A copy of the tokenizer elsewhere is the same; one of other weights is refused by its key, as

@@ -26,6 +26,7 @@ from var_jax.train.progress import MetricWriter
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
+@pytest.mark.long
 def test_train_keeps_its_records_before_each_checkpoint(
     configs, unevaluated, tmp_path, monkeypatch
 ):

@@ -24,6 +24,7 @@ from var_jax.train.tokenize import tokenize
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
+@pytest.mark.long
 def test_train_makes_no_workdir_for_a_mistake(configs, model_dir, tmp_path):
     """Eight mistakes, in sizes, data, weights and meshes, are each named, and none leaves a
     directory."""

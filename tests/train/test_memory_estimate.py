@@ -46,6 +46,7 @@ def estimated_share(report: str, file: str, arg: str) -> float:
     return memory.peak(figures["remat"], figures["images"]) / figures["peak_bytes"]
 
 
+@pytest.mark.long
 def test_training_memory_is_near_the_compilers():
     """The estimate of d16 on 128 chips of v5p is 1.30 of the compiler's figure, as the guide
     says; one that forgets the recomputed block is 0.69, one with all blocks at once about 10."""

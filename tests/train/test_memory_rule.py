@@ -50,6 +50,7 @@ def test_choose_takes_the_fastest_settings_that_fit():
     assert peak("zero1", "full") < peaks[0]  # so that the order of the two is a choice
 
 
+@pytest.mark.long
 def test_choose_leaves_what_the_config_says():
     """A setting that is given stays, and the other is chosen beside it."""
     assert chosen(100 * GIB, remat="full") == Settings("zero1", "full")

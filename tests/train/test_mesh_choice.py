@@ -152,6 +152,7 @@ def test_choose_uses_a_model_axis_for_the_batch_alone():
         choose(small.train_config("tokenizer", "", batch_size=12), devices(8))
 
 
+@pytest.mark.long
 def test_choose_keeps_the_model_axis_of_the_config_as_the_smallest():
     """A config's own axis is kept, given as either of both, and one that does not divide the
     devices is refused."""
@@ -203,6 +204,7 @@ def test_choose_takes_replicas_where_the_policy_has_them(policy, arg, count, mes
     assert choice.replicated_bytes == 0 and not caplog.records
 
 
+@pytest.mark.long
 def test_choose_takes_the_replicas_that_are_given():
     """Where the config has their number, the data axis is divided by it."""
     config = published("d16", MeshConfig(policy="hsdp", replicas=4))

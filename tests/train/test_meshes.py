@@ -91,6 +91,7 @@ def gathered(text: str) -> list[tuple[int, ...]]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], ids=str)
 def test_train_step_gathers_no_whole_stack_of_parameters(step_on, start, mesh):
     """A block's parameters are gathered when it is its turn: all layers at once would take the

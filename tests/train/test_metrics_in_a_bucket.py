@@ -110,6 +110,7 @@ def test_writer_uploads_in_proportion_to_the_records(bucket, by_hand, monkeypatc
     assert Bucket.count("copy", "/metrics/") == 0
 
 
+@pytest.mark.long
 def test_steps_do_not_wait_for_the_bucket_nor_write_too_often(bucket, monkeypatch):  # noqa: F811
     """300 steps that are logged as fast as they come, over two seconds and a half: their records
     and status go out about every half second, from another thread, however many there are; no

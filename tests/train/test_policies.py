@@ -96,6 +96,7 @@ def weights(params) -> list[int]:
     return [array.size // TRANSFORMER.depth for array in arrays]
 
 
+@pytest.mark.long
 def test_zero1_gathers_every_weight_of_a_block_once(step, start):
     """Under "zero1" a program has one all-gather for each of a block's weights, for both passes;
     under "hsdp" it has two, one in each."""
@@ -106,6 +107,7 @@ def test_zero1_gathers_every_weight_of_a_block_once(step, start):
             assert gathered.count(size) == times * twins, (layout.policy, size)
 
 
+@pytest.mark.long
 def test_policies_sum_gradients_in_parts(step, start):
     """Under "zero1" each of a block's weights has a reduce-scatter, which gives a device an eighth
     of the gradient; under "fsdp" the compiler of CPUs gives every device all of it."""
@@ -127,6 +129,7 @@ def test_replicas_hold_the_same_parts(start):
     assert sharding.batch_sharding(mesh).shard_shape((16,)) == (2,)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", [("zero1", "fsdp"), ("fsdp", "hsdp of 2 replicas")])
 def test_checkpoint_is_restored_exactly_under_another_policy(tmp_path, pair):
     """A state that a run saved under one policy is, under another, the same bit for bit: arrays are

@@ -99,6 +99,7 @@ sys.exit(main.main([]))
 """
 
 
+@pytest.mark.long
 def test_preempted_process_does_not_wait_for_a_compilation():
     """The compilation takes 100 s, and the process ends within 10 s of the signal."""
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=90)

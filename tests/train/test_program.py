@@ -74,6 +74,7 @@ def test_runs_of_a_sweep_share_a_program(schedule):
     assert text(schedule) == text(schedule, **other) != text("constant")
 
 
+@pytest.mark.long
 def test_step_of_a_program_is_that_of_its_run():
     """With seed and schedules as arguments, the state after a step is, to rounding, that of a
     program in which they are constants; another seed gives another one."""

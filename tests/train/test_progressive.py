@@ -30,6 +30,7 @@ def params():
     return small.pipeline().params
 
 
+@pytest.mark.long
 def test_train_step_of_a_progressive_phase_sees_the_first_scales(params, batch):
     """Every token of the first scales keeps its weight in the mean over all 17, those of the newest
     scale times its share of a warm-up of four steps, or wholly where they are the first ones; the

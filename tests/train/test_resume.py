@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from helpers import processes, small
 from var_jax.config.train import MeshConfig
@@ -56,6 +57,7 @@ print("moved", moved, "held", held, "size", size)
 """
 
 
+@pytest.mark.long
 def test_first_state_of_given_weights_moves_nothing_between_hosts(model_dir, tmp_path):
     """Two processes: each puts its own part on its device, and what they tell each other is a small
     part of the weights (that these are the same)."""

@@ -99,6 +99,7 @@ def test_train_compiles_the_variants_that_a_file_does_not_hold(configs, tmp_path
     assert losses(tmp_path / "saved") == losses(tmp_path / "compiled")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -165,6 +166,7 @@ def test_load_refuses_other_versions_processors_and_devices(configs, executable,
     assert "ids and coordinates" in refusal(Program(objective, turned))
 
 
+@pytest.mark.long
 def test_shaping_leaves_out_what_no_program_depends_on(configs):
     """With other values of all settings that may differ, the run's program has the same text, as
     they are its arguments or no part of it; a setting that is compared changes the text."""

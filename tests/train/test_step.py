@@ -81,6 +81,7 @@ def test_train_step_of_a_transformer_reports_loss_and_parts(params, batch):
         )
 
 
+@pytest.mark.long
 def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
     """The mean over the labels that class dropout makes, each by its chance, which is what random
     ones come to; the metrics without it are what they were."""

@@ -202,6 +202,7 @@ def test_refusal_by_wandb_ends_every_process(wandb, configs, tmp_path, monkeypat
     assert ended == [str(refusal.value)]
 
 
+@pytest.mark.long
 def test_package_is_not_imported_unless_it_is_used():
     """The training loop alone does not load it."""
     code = "import sys, var_jax.train.loop; print('wandb' in sys.modules)"
