@@ -11,6 +11,7 @@ from typing import NoReturn
 
 URL_SCHEMES = ("gs", "s3", "az")
 USER_ERROR_EXIT_CODE = 2
+RUN_FAILED_EXIT_CODE = 1
 PREEMPTED_EXIT_CODE = 75
 NEGATIVE = re.compile(r"-(\d|\.\d|inf\b|nan\b)")  # the start of a negative number
 

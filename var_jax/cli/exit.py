@@ -8,6 +8,7 @@ import traceback
 from var_jax.devices import platforms
 from var_jax.errors import (
     PREEMPTED_EXIT_CODE,
+    RUN_FAILED_EXIT_CODE,
     USER_ERROR_EXIT_CODE,
     Preempted,
     RunFailed,
@@ -45,7 +46,7 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Preempted):
         return str(error), PREEMPTED_EXIT_CODE
     if isinstance(error, RunFailed):
-        return str(error), 1
+        return str(error), RUN_FAILED_EXIT_CODE
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
@@ -57,7 +58,7 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     if line := out_of_memory(error):
         return line, USER_ERROR_EXIT_CODE
     if line := unreachable(error):
-        return line, 1
+        return line, RUN_FAILED_EXIT_CODE
     return None
 
 

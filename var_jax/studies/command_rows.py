@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from var_jax.errors import RUN_FAILED_EXIT_CODE
 from var_jax.io import atomic
 
 
@@ -51,11 +52,14 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
     """Runs a command in a process of its own, and returns whether it ended well.
 
-    If it did not and must, this process ends with its exit code.
+    If it did not, this process ends with its exit code.
+
+    Args:
+      may_fail: whether the command may end as a run that failed, such as one that diverged.
     """
     command = [sys.executable, "-m", "var_jax", *map(str, arguments)]
     code = subprocess.run(command).returncode
-    if code and not may_fail:
+    if code and not (may_fail and code == RUN_FAILED_EXIT_CODE):
         sys.exit(code)
     return not code
 
