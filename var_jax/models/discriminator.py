@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from var_jax.devices import gathering
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops.normalize import l2_normalize
 
@@ -171,7 +172,11 @@ class Conv(nn.Module):
         pad = (before, self.size - self.stride - before)  # a side of n places becomes n / stride
         layout = ("NWC", "WIO", "NWC") if sides == 1 else ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(
-            x, kernel, (self.stride,) * sides, [pad] * sides, dimension_numbers=layout
+            x,
+            gathering.whole(kernel),
+            (self.stride,) * sides,
+            [pad] * sides,
+            dimension_numbers=layout,
         )
         if not self.use_bias:
             return y
