@@ -4,7 +4,8 @@
 
 One chip has three images of 256 x 256 pixels and 160 channels in bfloat16; forward and backward
 pass, with rematerialization. The blocks are compiled with the compiler's own options, and with
-those of `aot_search.WITHOUT_PIECES`. No TPU is needed, and nothing is run. Minutes of CPU.
+those of `aot_search.WITHOUT_PIECES`. No TPU is needed, and nothing is run. Rows have the bytes that
+are read and written, matrix FLOPs, and the cycles that the compiler expects. Minutes of CPU.
 """
 
 import argparse
@@ -40,7 +41,7 @@ CONFIG = TokenizerConfig(
 
 
 def traffic(mesh: Mesh, options: str) -> dict[str, Any]:
-    """Returns bytes and matrix FLOPs of the two blocks, compiled with options of the compiler."""
+    """Returns figures of the two blocks, compiled with options of the compiler."""
     block, replicated = nn.remat(ResBlock)(CHANNELS, CONFIG), NamedSharding(mesh, PartitionSpec())
 
     def described(shape, dtype) -> jax.ShapeDtypeStruct:
@@ -68,6 +69,7 @@ def traffic(mesh: Mesh, options: str) -> dict[str, Any]:
         "bytes": program.hbm_bytes(),
         "arrays": program.hbm_bytes() / array,  # of the maps' size
         "flops": program.matrix_flops(),
+        "estimated_cycles": program.estimated_cycles(),
         "compile_cpu_seconds": time.process_time() - start,
     }
 

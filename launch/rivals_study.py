@@ -74,6 +74,7 @@ TOKENIZERS = {"maps": "1,2,3,4,5,6,8", "map": "8"}  # {name: scales}, of one rec
 OF_ONE_MAP = ("next_token", "masked")  # objectives; the others have `maps`
 CODES = 1024  # of tokenizer1024_full
 PASSES = (2, 4, 8, 16, 25)  # steps of Euler: the curve of diffusion over its passes
+COSTS = ("train_flops", "images_seen", "generation_flops", "passes", "params")  # of a row
 SMALLER = {1: (1, 64, 1e12), 2: (1, 128, 3e12), 3: (2, 128, 1e13)}  # {size: (depth, width, FLOPs)}
 
 
@@ -285,7 +286,7 @@ def write_table(out: Path) -> Path:
         }
         for name in ("precision", "recall", "agreement"):
             record[name] = metrics[name]["value"]
-        for name in ("train_flops", "images_seen", "generation_flops", "passes", "params"):
+        for name in ("held_out_loss", *COSTS):
             record[name] = row[name]
         record["seconds_per_image"] = row["seconds_per_image"]
         rows.append(record)

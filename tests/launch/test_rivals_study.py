@@ -153,6 +153,7 @@ def test_table_is_one_that_compare_reads(script, tmp_path, capsys):
     assert cli.main(["compare", str(table), "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out/compare.json").read_text())
     assert set(report) >= {"next_scale", "next_token", "next_token_zcurve"}
+    assert "held_out_loss" in report["next_scale"]
 
 
 def test_commands_of_every_row_are_ones_that_parse(script, monkeypatch, tmp_path):

@@ -44,6 +44,24 @@ def test_hlo_traffic_is_of_a_stacks_layer_and_not_of_on_chip_results(program):
     assert program.hbm_bytes() == 5 * (gather + product + count)
 
 
+def test_estimated_cycles_are_those_of_operations_and_not_of_their_parts():
+    """A fusion's estimate is for all of it, and a program of another compiler has none."""
+    estimate = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
+    text = f"""%inside (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %n = f32[8]{{0}} negate(%x), {estimate % 1000}
+}}
+
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %a = f32[8]{{0}} parameter(0)
+  %f = f32[8]{{0}} fusion(%a), kind=kLoop, calls=%inside, {estimate % 70}
+  ROOT %c = f32[8]{{0}} copy(%f), {estimate % 5}
+}}
+"""
+    assert hlo.Program(text).estimated_cycles() == 70 + 5
+    assert hlo.Program(PROGRAM).estimated_cycles() == 0
+
+
 def conv(image, kernel, result, rest):
     text = f"""ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
   %a = f32[{image}]{{0}} parameter(0)

@@ -39,6 +39,7 @@ KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 # Custom calls that move nothing: room for an array that is then filled in place, and a view of
 # parts that lie next to each other.
 FREE_CALLS = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast)"')
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)")
 
 
@@ -170,6 +171,18 @@ class Program:
         """
         return sum(
             times * self._traffic(self.computations[name], op)
+            for name, times in self.runs.items()
+            for op in self.computations[name].values()
+        )
+
+    def estimated_cycles(self) -> int:
+        """Returns the cycles that the TPU compiler expects a step's operations to take, one by one.
+
+        They are those by which it chooses between forms of a program, and know how full the matrix
+        units are; collectives have none. Zero for a program of another compiler.
+        """
+        return sum(
+            times * sum(map(int, CYCLES.findall(op.attributes)))
             for name, times in self.runs.items()
             for op in self.computations[name].values()
         )
