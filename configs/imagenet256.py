@@ -11,16 +11,16 @@ r"""ImageNet at 256x256 pixels, the published recipes: VAR-d16, d20, d24, d30, a
 
 No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
 compiled step, for communication that is hidden and half exposed, with gradients summed in bfloat16
-(docs/results/aot.md; d16, d20 and the tokenizer with an earlier version of the step). The quality
-is as published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
+(docs/results/aot.md, which has the tokenizer's options of the compiler). The quality is as
+published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
 
 | argument  | cost, bound by aot                | expected, as published               |
 |-----------|-----------------------------------|--------------------------------------|
-| d16       | 206 to 241 chip-hours of v5p      | FID-50k 3.30; held-out loss 6.05     |
-| d20       | 484 to 564 chip-hours of v5p      | FID-50k 2.57                         |
+| d16       | 157 to 175 chip-hours of v5p      | FID-50k 3.30; held-out loss 6.05     |
+| d20       | 368 to 410 chip-hours of v5p      | FID-50k 2.57                         |
 | d24       | 866 to 965 chip-hours of v5p      | FID-50k 2.09                         |
 | d30       | 1,645 to 1,790 chip-hours of v5p  | FID-50k 1.92                         |
-| tokenizer | 2,896 to 3,139 chip-hours of v5e  | rFID 0.92, of one from OpenImages    |
+| tokenizer | 911 to 1,103 chip-hours of v5e    | rFID 0.92, of one from OpenImages    |
 
 The tokenizer's recipe is vaex's (github.com/FoundationVision/vaex) but for these differences, for
 which docs/results/tokenizer.md has the reasons at length:

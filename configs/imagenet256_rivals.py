@@ -6,11 +6,11 @@ r"""Rivals of VAR on ImageNet at 256x256 pixels, at published sizes: LlamaGen, M
   var-jax train --config configs/imagenet256_rivals.py:dit_xl_2 \
       --config.tokenizer_dir=gs://BUCKET/maps --workdir gs://BUCKET/dit_xl_2
 
-| argument     | cost, bound by aot            | parameters    | expected, as published            |
-|--------------|-------------------------------|---------------|-----------------------------------|
-| llamagen_xxl | 2,070 chip-hours of v5p       | 1,412,121,088 | FID 2.34 at 384 pixels, cfg 1.75  |
-| maskgit      | not compiled                  | 258,783,232   | FID 6.18, without guidance        |
-| dit_xl_2     | 3,371 chip-hours of v5p       | 674,834,728   | FID 2.27, cfg 1.5, 250 steps      |
+| argument     | v5p chip-hours, by aot | parameters    | expected, as published           |
+|--------------|------------------------|---------------|----------------------------------|
+| llamagen_xxl | 1,470 to 1,616         | 1,412,121,088 | FID 2.34 at 384 pixels, cfg 1.75 |
+| maskgit      | not compiled           | 258,783,232   | FID 6.18, without guidance       |
+| dit_xl_2     | 2,245 to 2,550         | 674,834,728   | FID 2.27, cfg 1.5, 250 steps     |
 
 The sweep `rivals` has these three and next-scale prediction at depths 16, 20, 24 and 30, each by
 its published recipe. It is not measured; its 6.8e21 FLOPs are those that --dry-run prints. DIR
@@ -20,15 +20,15 @@ that of configs/imagenet256.py; without `:DIR` a dry run lists the costs alone:
   var-jax sweep --config configs/imagenet256_rivals.py:rivals:DIR --workdir gs://BUCKET/rivals
 
 No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
-compiled step on v5p:4x4x8 (docs/results/aot.md). The objectives are next-token prediction of 256
-tokens of one map, masked prediction of as many, and diffusion over 256 patches of 2x2 places. Sizes
-and recipes are the originals', the blocks this project's: LlamaGen's have RMSNorm, SwiGLU and
-rotary embeddings, MaskGIT's normalize after each sum and know the class by a token, DiT's are the
-same up to its fixed table of places. MaskGIT's own blocks in the sizes of its released config have
-172,457,193 parameters; the paper's 227M are 54.5M more, which that config does not explain. As
-DiT's, the diffusion learns over a KL autoencoder: the mean of its features, normalized by channel,
-where DiT learns samples times 0.18215. `var-jax train` of the tokenizers needs the files that
-configs/imagenet256.py names.
+compiled step on v5p:4x4x8, for communication that is hidden and half exposed (docs/results/aot.md).
+The objectives are next-token prediction of 256 tokens of one map, masked prediction of as many, and
+diffusion over 256 patches of 2x2 places. Sizes and recipes are the originals', the blocks this
+project's: LlamaGen's have RMSNorm, SwiGLU and rotary embeddings, MaskGIT's normalize after each sum
+and know the class by a token, DiT's are the same up to its fixed table of places. MaskGIT's own
+blocks in the sizes of its released config have 172,457,193 parameters; the paper's 227M are 54.5M
+more, which that config does not explain. As DiT's, the diffusion learns over a KL autoencoder: the
+mean of its features, normalized by channel, where DiT learns samples times 0.18215. `var-jax train`
+of the tokenizers needs the files that configs/imagenet256.py names.
 """
 
 from ml_collections import config_dict

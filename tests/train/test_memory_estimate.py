@@ -16,18 +16,20 @@ from var_jax.train import memory_estimate, memory_rule
 ROOT = Path(__file__).parents[2]
 ONE = {"data": 1, "model": 1}
 # Of the guide: d16 on v5p, sampling, and by report, config and argument all others.
-OF_D16, OF_SAMPLING = 1.30, 0.66
+OF_D16, OF_SAMPLING = 0.85, 0.66
 RATIOS = [
-    ("d16_v5e-16x16", "imagenet256.py", "d16", 1.63),
+    ("d16_v5e-16x16", "imagenet256.py", "d16", 0.97),
+    ("d20_v5p-4x4x8", "imagenet256.py", "d20", 0.82),
     ("d24_v5p-4x4x8", "imagenet256.py", "d24", 0.83),
     ("d30_v5p-4x4x8", "imagenet256.py", "d30", 0.82),
     ("d30_v5e-16x16", "imagenet256.py", "d30", 0.87),
     ("d24_v6e-16x16", "imagenet256.py", "d24", 0.95),
     ("d36_v5p-4x4x8", "imagenet512.py", "d36", 0.79),
+    ("d36_v5e-16x16", "imagenet512.py", "d36", 1.06),
     ("d64_v5p-8x8x16", "imagenet256.py", "d64", 0.95),
-    ("dit-xl-2_v5p-4x4x8", "imagenet256_rivals.py", "dit_xl_2", 1.34),
-    ("llamagen-xxl_v5p-4x4x8", "imagenet256_rivals.py", "llamagen_xxl", 0.98),
-    ("tokenizer_v5e-16x16", "imagenet256.py", "tokenizer", 0.80),
+    ("dit-xl-2_v5p-4x4x8", "imagenet256_rivals.py", "dit_xl_2", 1.03),
+    ("llamagen-xxl_v5p-4x4x8", "imagenet256_rivals.py", "llamagen_xxl", 0.94),
+    ("tokenizer_v5e-16x16", "imagenet256.py", "tokenizer", 1.81),
 ]
 
 
@@ -48,8 +50,8 @@ def estimated_share(report: str, file: str, arg: str) -> float:
 
 @pytest.mark.long
 def test_training_memory_is_near_the_compilers():
-    """The estimate of d16 on 128 chips of v5p is 1.30 of the compiler's figure, as the guide
-    says; one that forgets the recomputed block is 0.69, one with all blocks at once about 10."""
+    """The estimate of d16 on 128 chips of v5p is 0.85 of the compiler's figure, as the guide
+    says."""
     share = estimated_share("d16_v5p-4x4x8", "imagenet256.py", "d16")
     assert share == pytest.approx(OF_D16, abs=0.05)
 

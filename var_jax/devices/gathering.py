@@ -6,7 +6,7 @@ Under the others a product does it by name, with an all-gather in the dtype of t
 reduce-scatter: left alone, the TPU compiler sums copies that are padded with zeros where a chip has
 a few rows of a weight, which sends twice the bytes.
 
-A convolution's kernel is whole under every policy (`whole`).
+A convolution's kernel is whole under every policy (`undivided`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def keeps_weights() -> bool:
     return _policy.get() == "zero1"
 
 
-def whole(kernel: jax.Array) -> jax.Array:
+def undivided(kernel: jax.Array) -> jax.Array:
     """Returns a convolution's kernel, or the sum of its gradient, whole on every device.
 
     Left alone, the TPU compiler convolves with one chip's output channels after the other while

@@ -173,7 +173,7 @@ class Conv(nn.Module):
         layout = ("NWC", "WIO", "NWC") if sides == 1 else ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(
             x,
-            gathering.whole(kernel),
+            gathering.undivided(kernel),
             (self.stride,) * sides,
             [pad] * sides,
             dimension_numbers=layout,

@@ -196,28 +196,28 @@ def convolution(
     """
     x = x.astype(dtype)
     if dtype == jnp.float32:
-        return convolve(x, gathering.whole(kernel.astype(dtype)), strides, padding)
+        return convolve(x, gathering.undivided(kernel.astype(dtype)), strides, padding)
     return _convolution(x, kernel, strides, padding, jnp.dtype(gradient_dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x, kernel, strides, padding, gradient_dtype):
-    return convolve(x, gathering.whole(kernel.astype(x.dtype)), strides, padding)
+    return convolve(x, gathering.undivided(kernel.astype(x.dtype)), strides, padding)
 
 
 def _convolution_forward(x, kernel, strides, padding, gradient_dtype):
-    return convolve(x, gathering.whole(kernel.astype(x.dtype)), strides, padding), (x, kernel)
+    return convolve(x, gathering.undivided(kernel.astype(x.dtype)), strides, padding), (x, kernel)
 
 
 def _convolution_backward(strides, padding, gradient_dtype, operands, cotangent):
     x, kernel = operands
-    narrow_kernel, wide_x = gathering.whole(kernel.astype(x.dtype)), x.astype(gradient_dtype)
+    narrow_kernel, wide_x = gathering.undivided(kernel.astype(x.dtype)), x.astype(gradient_dtype)
     (d_x,) = jax.vjp(lambda x: convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
     _, kernel_vjp = jax.vjp(
         lambda k: convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype)
     )
     (d_kernel,) = kernel_vjp(cotangent.astype(gradient_dtype))
-    return d_x, gathering.whole(d_kernel).astype(kernel.dtype)
+    return d_x, gathering.undivided(d_kernel).astype(kernel.dtype)
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)

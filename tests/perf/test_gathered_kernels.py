@@ -30,7 +30,7 @@ CONFIG = TokenizerConfig(Scales.parse("1,2"), in_channels=3, channels=CHANNELS, 
     ],
     ids=["tokenizer", "discriminator"],
 )
-def test_every_chip_has_a_kernel_whole(module: nn.Module, dtype):
+def test_kernels_are_gathered_and_not_sent_around(module: nn.Module, dtype):
     """The kernel's output channels are divided over the chips, and so are the images. Left to
     itself, the compiler sends the channels around the ring, a permutation for each chip's, and
     executes 1.96 times the FLOPs of the forward and the backward pass; a whole kernel takes one
