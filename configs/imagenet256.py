@@ -11,8 +11,8 @@ r"""ImageNet at 256x256 pixels, the published recipes: VAR-d16, d20, d24, d30, a
 
 No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
 compiled step, for communication that is hidden and half exposed, with gradients summed in bfloat16
-(docs/results/aot.md, which has the tokenizer's options of the compiler). The quality is as
-published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
+(docs/results/aot.md; the tokenizer's with two options of the compiler that it names). The quality
+is as published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
 
 | argument  | cost, bound by aot                | expected, as published               |
 |-----------|-----------------------------------|--------------------------------------|

@@ -14,8 +14,8 @@ this config is on record.
 
   cost      tokenizer: 911 to 1,103 chip-hours of TPU v5e: the lower bound that `var-jax aot`
             computes from the same step on ImageNet, compiled for 256 chips, with communication
-            hidden and half exposed (docs/results/aot/tokenizer_v5e-16x16.json; docs/results/
-            tokenizer.md says which terms came after it). Transformers: not compiled
+            hidden and half exposed (docs/results/aot/tokenizer_v5e-16x16.json, with two options of
+            the compiler that docs/results/aot.md names). Transformers: not compiled
   expected  tokenizer: rFID 0.92 on ImageNet's validation images, as published. Transformers: not
             measured, and nothing is published
 """

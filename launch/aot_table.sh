@@ -25,7 +25,7 @@ bf16=--config.transformer.gradient_dtype=bfloat16 # gradients are summed over ch
 report d30 configs/imagenet256.py:d30 v6e:16x16 $bf16 --config.mesh.data=256 --config.mesh.replicas=16
 # 350 epochs at batch 2048; the other batches and schedules are the configs' own, which are the published ones.
 report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --config.steps=218949 $bf16
-# The same slice and batch at a quarter of the depth: compile time must not follow the depth.
+# The same slice and batch at a quarter of the depth: compile time does not follow it.
 report d16 configs/imagenet256.py:d16 v5p:8x8x16 --config.batch_size=2048 $bf16
 report d30-sample configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype=bfloat16
 # Unrolled convolutions: 26 CPU-minutes with the compiler's own options, the others take two or three. Without

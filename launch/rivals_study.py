@@ -226,7 +226,7 @@ def make(row: Row, runs: Path) -> dict[str, Any]:
     status, config, meta = (
         json.loads((workdir / f"{name}.json").read_text()) for name in ("status", "config", "meta")
     )
-    if not trained and status["state"] != "failed":
+    if not trained and "diverged" not in status:
         sys.exit(f"rivals_study.py: {' '.join(map(str, train))} did not end well")
     held_out = run_records.last_held_out(epath.Path(workdir))
     result = {

@@ -106,7 +106,6 @@ def test_adapter_step_is_the_same_on_every_mesh(bases, name, tmp_path):
         assert_same_step(other, first, start)
 
 
-@pytest.mark.long
 def test_model_labels_are_by_name(bases, tmp_path):
     """Classes of the data are the base's by their names, which are its ids without names, or new;
     what is neither, and a new class without images, are named."""

@@ -63,7 +63,6 @@ def test_report_of_a_step_that_fits(result):
     assert result["flops"] == 8 * flops.train_flops_per_image(small.TRANSFORMER)
 
 
-@pytest.mark.long
 def test_report_has_times_that_follow_from_its_figures(result):
     """Each time is FLOPs or bytes over the chip's rate, and a step takes the longest of the
     three."""

@@ -44,21 +44,33 @@ def test_hlo_traffic_is_of_a_stacks_layer_and_not_of_on_chip_results(program):
     assert program.hbm_bytes() == 5 * (gather + product + count)
 
 
-def test_estimated_cycles_are_those_of_operations_and_not_of_their_parts():
-    """A fusion's estimate is for all of it, and a program of another compiler has none."""
+def test_estimated_cycles_are_those_of_operations_and_of_every_trip():
+    """A fusion's estimate is for all of it, a loop's is that of its body for each of its trips, and
+    a program of another compiler has none."""
     estimate = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
+    trips = 'backend_config={"known_trip_count":{"n":"3"}}'
     text = f"""%inside (x: f32[8]) -> f32[8] {{
   %x = f32[8]{{0}} parameter(0)
   ROOT %n = f32[8]{{0}} negate(%x), {estimate % 1000}
 }}
 
+%body (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %f = f32[8]{{0}} fusion(%x), kind=kLoop, calls=%inside, {estimate % 70}
+}}
+
+%goes_on (x: f32[8]) -> pred[] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %yes = pred[] constant(true)
+}}
+
 ENTRY %main (a: f32[8]) -> f32[8] {{
   %a = f32[8]{{0}} parameter(0)
-  %f = f32[8]{{0}} fusion(%a), kind=kLoop, calls=%inside, {estimate % 70}
-  ROOT %c = f32[8]{{0}} copy(%f), {estimate % 5}
+  %w = f32[8]{{0}} while(%a), condition=%goes_on, body=%body, {trips}, {estimate % 9}
+  ROOT %c = f32[8]{{0}} copy(%w), {estimate % 5}
 }}
 """
-    assert hlo.Program(text).estimated_cycles() == 70 + 5
+    assert hlo.Program(text).estimated_cycles() == 3 * 70 + 5
     assert hlo.Program(PROGRAM).estimated_cycles() == 0
 
 

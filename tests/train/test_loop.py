@@ -74,7 +74,6 @@ def test_train_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
     assert (status["state"], status["step"], status["restarts"]) == ("done", 3, 1)
 
 
-@pytest.mark.long
 def test_train_leaves_records_samples_and_config(whole_run):
     """Every step and the last evaluation are in metrics.jsonl with the metrics of the stage, the
     padding of the last batch counts for nothing, and the picture and the config are there."""

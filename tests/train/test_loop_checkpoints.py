@@ -59,12 +59,13 @@ def test_train_stops_before_it_saves_what_is_not_finite(
     configs, unevaluated, late, tmp_path, monkeypatch
 ):
     """A step whose loss or gradient norm is not finite leaves the checkpoint before it as the last
-    one."""
+    one, and the status says why the run failed."""
     monkeypatch.setattr(step, "make_train_step", fake_step(**late))
     with pytest.raises(Diverged, match=r"step 2.*the last checkpoint is of step 1"):
         train(configs["tokenizer"], str(tmp_path))
     assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [1]
-    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and "step 2 is nan" in status["diverged"]
 
 
 def test_train_diverges_before_the_first_checkpoint(configs, unevaluated, tmp_path, monkeypatch):

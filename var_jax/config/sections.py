@@ -236,7 +236,8 @@ class MeshConfig:
 
     Attributes:
       policy: where parameters and optimizer state lie (`devices.sharding`). "fsdp": sharded over
-        the data axis, and gathered as the compiler arranges it. "hsdp": the weights of matrix
+        the data axis, and gathered as the compiler arranges it, but for kernels of convolutions,
+        which every device gathers. "hsdp": the weights of matrix
         products are gathered in each pass, in the dtype of the computation, and their gradients
         summed in parts. "zero1": likewise, but they are gathered once per step and kept until the
         backward pass. Both may have `replicas` groups of devices. "auto": "zero1" where memory is

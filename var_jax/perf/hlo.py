@@ -17,6 +17,7 @@ from var_jax.perf.hlo_groups import first_group
 from var_jax.perf.hlo_text import Array, Instruction, parse_instruction
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+CALLERS = ("while", "conditional", "call", "async-start")  # their work is that of computations
 # Instructions that move nothing.
 FREE = {
     "parameter",
@@ -85,7 +86,7 @@ class Program:
         def visit(name: str, times: int):
             runs[name] = runs.get(name, 0) + times
             for op in self.computations[name].values():
-                if op.opcode in ("while", "conditional", "call", "async-start"):
+                if op.opcode in CALLERS:
                     trips = self._trips(name, op) if op.opcode == "while" else 1
                     for called in CALLS.findall(op.attributes) + _branches(op.attributes):
                         visit(called, times * trips)
@@ -179,12 +180,13 @@ class Program:
         """Returns the cycles that the TPU compiler expects a step's operations to take, one by one.
 
         They are those by which it chooses between forms of a program, and know how full the matrix
-        units are; collectives have none. Zero for a program of another compiler.
+        units are. Zero for a program of another compiler.
         """
         return sum(
-            times * sum(map(int, CYCLES.findall(op.attributes)))
+            times * int(estimate[1])
             for name, times in self.runs.items()
             for op in self.computations[name].values()
+            if op.opcode not in CALLERS and (estimate := CYCLES.search(op.attributes))
         )
 
     def _traffic(self, scope: dict[str, Instruction], op: Instruction) -> float:

@@ -74,7 +74,8 @@ def embed(
             f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need "
             f"multiples of {size}"
         )
-    # As a product: the image's gradient of a convolution with such strides is slow on a TPU.
+    # Patches do not overlap, so that a product is all there is; the gradient of a convolution would
+    # be one over a map that is spread by the stride, nearly all zeros.
     patches = rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=size, q=size)
     kernel = params["patch"]["kernel"].reshape(-1, width(params))
     x = linear({**params["patch"], "kernel": kernel}, patches)

@@ -52,10 +52,11 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
     """Runs a command in a process of its own, and returns whether it ended well.
 
-    If it did not, this process ends with its exit code.
+    If it did not, this process ends with its exit code, unless `may_fail` allows that.
 
     Args:
-      may_fail: whether the command may end as a run that failed, such as one that diverged.
+      may_fail: whether the command may end with the code of a run that failed, which one that
+        diverged has, as has one whose remote store does not answer.
     """
     command = [sys.executable, "-m", "var_jax", *map(str, arguments)]
     code = subprocess.run(command).returncode

@@ -277,6 +277,9 @@ def _train(
             stop_after(config.steps)
         except Preempted:
             raise
+        except Diverged as error:
+            writer.close("failed", diverged=str(error))
+            raise
         except BaseException:
             writer.close("failed")
             raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from var_jax.config.sections import AdamWConfig
@@ -110,7 +111,23 @@ def make_optimizer(
         optax.add_decayed_weights(decay, mask=mask),
         optax.scale_by_learning_rate(rate),
     ]
-    return optax.chain(*([optax.clip_by_global_norm(config.clip)] if config.clip else []), *parts)
+    return optax.chain(*([clip_by_global_norm(config.clip)] if config.clip else []), *parts)
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """Returns a transformation that scales gradients down to a global norm of at most `largest`.
+
+    In optax.clip_by_global_norm each gradient is divided by the norm. The CPU compiler repeats no
+    division, and writes all divided gradients for Adam's two moments to read; a product with one
+    factor becomes a part of their own passes. The state is the same, and values are up to rounding.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        factor = jnp.minimum(1.0, largest / optax.global_norm(updates))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def decay_mask(params: Any, not_decayed: Collection[str] = ()) -> Any:

@@ -195,10 +195,13 @@ class MetricWriter:
         self.advance(step, loss)
         self.status("running")
 
-    def status(self, state: run_records.ReportedState, *, at_once: bool = False):
+    def status(
+        self, state: run_records.ReportedState, *, diverged: str = "", at_once: bool = False
+    ):
         """Replaces status.json, in a bucket within some seconds or `at_once`.
 
-        In it, "loss" is the last training loss, and "held_out_loss" that of the last evaluation.
+        In it, "loss" is the last training loss, "held_out_loss" that of the last evaluation, and
+        "diverged" of a run that did so says what is not finite.
         """
         if not self._enabled:
             return
@@ -214,6 +217,8 @@ class MetricWriter:
             "restarts": self._restarts,
             "updated": now,
         }
+        if diverged:
+            values["diverged"] = diverged
         if self._goodput is not None:
             values[goodput_record.KEY] = self._goodput.record()
         self._reported = values
@@ -233,14 +238,18 @@ class MetricWriter:
             if isinstance(self._board, BucketBoard):
                 self._board.upload()
 
-    def close(self, state: run_records.ReportedState):
-        """Writes the last status, and ends the bar and the files."""
+    def close(self, state: run_records.ReportedState, diverged: str = ""):
+        """Writes the last status, and ends the bar and the files.
+
+        Args:
+          diverged: what is not finite, of a run that ends for this reason.
+        """
         if not self._enabled:
             return
         self._bar.close()
         with self._reporting():
             self._board.close()
-        self.status(state)
+        self.status(state, diverged=diverged)
         with self._reporting():
             self._files.close(merge=state == "done")
         if self._wandb:  # last: it may wait for the network, and this process may be killed
