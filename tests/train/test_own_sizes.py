@@ -42,7 +42,6 @@ def initial_weights(config, objective=small.next_scale):
     )
 
 
-@pytest.mark.long
 def test_transformer_starts_with_resized_embeddings(configs, wide_tokenizer, tmp_path, caplog):
     """A run on 6x12 images from a model of 6x8 ones starts from its weights with the embeddings of
     `position_tables`, says so in one line, trains, and leaves a model of 6x12 images."""
