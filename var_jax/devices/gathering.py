@@ -62,10 +62,7 @@ def undivided(kernel: jax.Array) -> jax.Array:
     the map, and with 10 of the 128 columns of a matrix unit in use. The gradient would be computed
     likewise; to sum it whole costs an all-reduce, twice the bytes of a reduce-scatter.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return kernel
-    return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+    return sharding.constrain(kernel, *[None] * kernel.ndim)
 
 
 @dataclasses.dataclass(frozen=True)
