@@ -39,7 +39,7 @@ from var_jax.studies.command_rows import (
     CommandRows,
     TimeIsUp,
     as_flags,
-    processor_seconds,
+    seconds_to_make,
     var_jax,
 )
 
@@ -123,12 +123,11 @@ class Study:
         """Samples and measures."""
         model, samples = self._path(variant.model), self._args.runs / f"{name}.npz"
         report = samples.with_suffix(".evaluation.json")
-        before = processor_seconds()
-        var_jax(
+        generate = (
             *("generate", "--model", model, "--num", num, "--seed", seed, "--cfg", variant.cfg),
             *(*variant.flags, "--out", samples),
         )
-        seconds = processor_seconds() - before
+        seconds = seconds_to_make(samples, lambda: var_jax(*generate))
         var_jax(
             *("evaluate", "--samples", samples, "--json", report, "--resize", "pad"),
             *("--reference", REPORTED if num == MANY else CHOOSING),
@@ -303,7 +302,7 @@ def table(out: Path) -> str:
     rows = [json.loads(path.read_text()) for path in sorted(out.glob(f"*_{MANY}_seed*.json"))]
     for row in rows:
         metrics = row["evaluation"]["metrics"]
-        distance = metrics["frechet_distance"]
+        distance, seconds = metrics["frechet_distance"], row["generation_cpu_seconds"]
         further = [
             f"{name} {metric['value']:.0f}"
             for name, metric in metrics.items()
@@ -314,7 +313,7 @@ def table(out: Path) -> str:
             *(row["way"], row["setting"], str(row["seed"])),
             f"{distance['value']:.0f} ({distance['ci95'][0]:.0f} to {distance['ci95'][1]:.0f})",
             *(", ".join(further), *shares, f"{row['training_flops']:.2g}"),
-            f"{row['generation_cpu_seconds']:.0f}",
+            "not known" if seconds is None else f"{seconds:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

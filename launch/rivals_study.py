@@ -37,7 +37,7 @@ from var_jax.studies.command_rows import (
     CommandRows,
     TimeIsUp,
     as_flags,
-    processor_seconds,
+    seconds_to_make,
     var_jax,
 )
 
@@ -243,12 +243,9 @@ def make(row: Row, runs: Path) -> dict[str, Any]:
         return result
     samples, report = runs / f"{row.name}.npz", runs / f"{row.name}.evaluation.json"
     chosen = [text for name, value in row.settings.items() for text in (f"--{name}", value)]
-    # Of samples that were begun before, the time is not known.
-    is_fresh = not any(runs.glob(f"*{samples.name}*"))
-    began = processor_seconds()
-    var_jax("generate", "--model", workdir, "--num", row.num, *chosen, "--out", samples)
-    seconds = (processor_seconds() - began) / row.num
-    result["seconds_per_image"] = seconds if is_fresh else None
+    generate = ("generate", "--model", workdir, "--num", row.num, *chosen, "--out", samples)
+    seconds = seconds_to_make(samples, lambda: var_jax(*generate))
+    result["seconds_per_image"] = None if seconds is None else seconds / row.num
     var_jax(
         *("evaluate", "--samples", samples, "--json", report, "--resize", "pad"),
         *("--reference", REPORTED if row.num == MANY else CHOOSING),

@@ -8,6 +8,19 @@ import pytest
 from var_jax.studies import command_rows
 
 
+def test_seconds_are_those_of_a_whole_file_alone(tmp_path):
+    """Samples that were begun, which lie beside the file until it is whole, or are whole, are made
+    in less time than all of them take."""
+    out = tmp_path / "samples.npz"
+    seconds = command_rows.seconds_to_make(out, lambda: None)
+    assert seconds is not None and seconds >= 0
+    (tmp_path / "samples.npz.partial").mkdir()
+    assert command_rows.seconds_to_make(out, lambda: None) is None
+    (tmp_path / "samples.npz.partial").rmdir()
+    out.touch()
+    assert command_rows.seconds_to_make(out, lambda: None) is None
+
+
 @pytest.mark.parametrize(
     ("code", "may_fail", "result"),
     [(0, False, True), (0, True, True), (1, True, False)],

@@ -65,6 +65,17 @@ def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
     return not code
 
 
+def seconds_to_make(file: Path, make: Callable[[], object]) -> float | None:
+    """Returns the processor time in which commands make a file, None if it was begun before.
+
+    A command that goes on with a file takes less time than the whole file does.
+    """
+    is_fresh = not any(file.parent.glob(f"{file.name}*"))
+    before = processor_seconds()
+    make()
+    return processor_seconds() - before if is_fresh else None
+
+
 def processor_seconds() -> float:
     """Returns the processor time of all commands so far, which compares on a shared machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
