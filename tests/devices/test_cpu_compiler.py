@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from var_jax.config.train import MeshConfig
 from var_jax.devices import cpu_compiler
@@ -36,3 +37,14 @@ def test_options_of_run_once_leave_a_level_of_the_user(monkeypatch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     assert cpu_compiler.options_of_run_once(mesh) is None
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_several_cpu_devices_compute_in_a_thread_each(count):
+    """Devices that wait for each other in collectives keep to one thread, in which the order of a
+    program's collectives is the same on all of them; a single device may use more threads."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:count])
+    expected = {"xla_cpu_multi_thread_eigen": False} if count > 1 else None
+    assert cpu_compiler.options_of_collectives(mesh) == expected
+    of_step = cpu_compiler.compiler_options(mesh) or {}
+    assert ("xla_cpu_multi_thread_eigen" in of_step) == (count > 1)

@@ -23,7 +23,7 @@ class Lowered:
     def __init__(self):
         self.go_on = threading.Event()
 
-    def compile(self):
+    def compile(self, options):
         self.go_on.wait(60)
         return "program"
 
@@ -41,7 +41,7 @@ def test_compile_returns_the_program_or_raises_its_error(notice):
     np.testing.assert_array_equal(program(jnp.ones(2)), [2, 2])
 
     class Broken:
-        def compile(self):
+        def compile(self, options):
             raise ValueError("no such instruction")
 
     with pytest.raises(ValueError, match="no such instruction"):
@@ -74,7 +74,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 class Lowered:
-    def compile(self):
+    def compile(self, options):
         jax.jit(deep).lower(jnp.ones((8, 8))).compile()
         time.sleep(100)
 

@@ -75,13 +75,17 @@ class Preemption:
         if bool(self.vote()):
             raise StopRequested
 
-    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    def compile(
+        self, lowered: jax.stages.Lowered, options: dict[str, str | bool] | None = None
+    ) -> jax.stages.Compiled:
         """Returns the compiled program, unless a host receives SIGTERM first.
 
         Compilation of a large model takes minutes, during which Python runs no signal handler, so
         it runs in its own thread. If the program is abandoned, that thread keeps running. The
         interpreter waits for it at exit; a command that has to end sooner checks `is_compiling`.
 
+        Args:
+          options: options of the compiler beside those that the program was lowered with.
         Raises:
           StopRequested: a host received SIGTERM (on every host).
         """
@@ -89,7 +93,7 @@ class Preemption:
 
         def work():
             try:
-                outcome.append(lowered.compile())
+                outcome.append(lowered.compile(options))
             except BaseException as error:
                 outcome.append(error)
 

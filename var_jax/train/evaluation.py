@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from PIL import Image
 
+from var_jax.devices import cpu_compiler
 from var_jax.devices.preemption import Preemption
 from var_jax.objectives.base import Frozen, Objective
 from var_jax.objectives.step_types import Batch
@@ -82,8 +83,7 @@ class Evaluator(Generic[Frozen]):
         Later calls with the same name ignore `lower`.
         """
         if name not in self._programs:
-            lowered = lower()
-            self._programs[name] = (
-                self._preemption.compile(lowered) if self._preemption else lowered.compile()
-            )
+            run = self._preemption.compile if self._preemption else jax.stages.Lowered.compile
+            options = cpu_compiler.options_of_collectives(self.replicated.mesh)
+            self._programs[name] = run(lower(), options)
         return self._programs[name]
