@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from var_jax.config.scales import Scales
 from var_jax.devices import target
 from var_jax.errors import UserError
-from var_jax.ops import attention_splash, masks
+from var_jax.ops import attention_splash, cpu_attention, masks
 from var_jax.ops.normalize import l2_normalize
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def attend(
     mask: Bool[Array, "q k"] | None = None,
 ) -> Float[Array, "b q h d"]:
     """Returns softmax(softmax_scale q k^T) v over all keys, or over those where `mask` is true."""
+    if mask is None and v.dtype == jnp.float32 and target.is_single_cpu():
+        return cpu_attention.attend(q, k, v, softmax_scale)
     logits = softmax_scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
