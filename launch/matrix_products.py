@@ -6,8 +6,9 @@ The weight is one of a stack, and the activations are multiplied by a vector bef
 in a layer of a scan. Columns: tokens, inputs, outputs; the least time at 100 GFLOP/s; the forward
 product by the compiler's default library and by Eigen, which training steps use; the gradient of
 the activations as autodiff writes it, with a transposed copy of the weight, with padded rows, the
-other way round, and as `ops.cpu_matmul` chooses; the gradient of the weight plain and as chosen.
-Each is the least processor time of nine runs.
+other way round, and as `ops.cpu_matmul` chooses; the gradient of the weight plain, with padded rows
+of the activations, the other way round, and as chosen. Each is the least processor time of nine
+runs.
 """
 
 import argparse
@@ -28,6 +29,7 @@ SHAPES = (
     (1240, 256, 768),  # width 256, eight images of 155 tokens
     (1240, 256, 1024),
     (1240, 1024, 256),
+    (1240, 512, 1024),
     (1240, 256, 4096),
     (1, 1024, 6144),  # the class's modulations of one image
 )
@@ -47,6 +49,12 @@ OF_ACTIVATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 OF_WEIGHT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "weight": lambda x, g: jax.lax.dot_general(x, g, cpu_matmul.SUM_OVER_ROWS),
+    "padded": lambda x, g: jax.lax.dot_general(padded(x), g, cpu_matmul.SUM_OVER_ROWS)[
+        : x.shape[1]
+    ],
+    "turned": lambda x, g: (
+        jax.lax.optimization_barrier(jax.lax.dot_general(g, x, cpu_matmul.SUM_OVER_ROWS)).T
+    ),
     "chosen": cpu_matmul.gradient_of_weight,
 }
 

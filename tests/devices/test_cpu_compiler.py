@@ -44,7 +44,8 @@ def test_several_cpu_devices_compute_in_a_thread_each(count):
     """Devices that wait for each other in collectives keep to one thread, in which the order of a
     program's collectives is the same on all of them; a single device may use more threads."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:count])
-    expected = {"xla_cpu_multi_thread_eigen": False} if count > 1 else None
+    several = count > 1
+    expected = cpu_compiler.IN_ORDER if several else None
     assert cpu_compiler.options_of_collectives(mesh) == expected
-    of_step = cpu_compiler.compiler_options(mesh) or {}
-    assert ("xla_cpu_multi_thread_eigen" in of_step) == (count > 1)
+    for options in (cpu_compiler.options_of_step(mesh), cpu_compiler.options_of_run_once(mesh)):
+        assert (cpu_compiler.IN_ORDER.keys() <= (options or {}).keys()) == several

@@ -8,6 +8,7 @@ import pytest
 from var_jax.ops import cpu_matmul
 
 MANY = cpu_matmul.FEWEST_ROWS // 2  # rows of each of two images
+MANY_INPUTS = cpu_matmul.FEW_INPUTS + 8
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,8 @@ MANY = cpu_matmul.FEWEST_ROWS // 2  # rows of each of two images
         ("blhd,hdw->blw", (2, 3, 2, 4), (2, 4, 6)),
         ("bw,wnv->bnv", (2, 8), (8, 6, 8)),
         ("abz,zu->abu", (2, MANY, 8), (8, cpu_matmul.WAY)),
+        ("abz,zu->abu", (2, MANY, MANY_INPUTS), (MANY_INPUTS, cpu_matmul.WAY)),
+        ("abz,zu->abu", (2, 3, cpu_matmul.WAY), (cpu_matmul.WAY, 4)),
         ("abz,zu->abu", (2, MANY, cpu_matmul.WAY + 8), (cpu_matmul.WAY + 8, cpu_matmul.WAY)),
         ("abz,zu->abu", (2, 3, 8), (8, cpu_matmul.ALIASED_ROW)),
         ("abz,zu->abu", (2, 3, cpu_matmul.ALIASED_ROW), (cpu_matmul.ALIASED_ROW, 4)),

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from var_jax.devices.cpu_compiler import Options
+
 POLL_SECONDS = 0.5
 COMPILATION_THREAD = "compilation of a program that may be given up"
 NOTICE = b"var-jax: SIGTERM: saving and stopping after this step; a second signal stops at once\n"
@@ -76,7 +78,7 @@ class Preemption:
             raise StopRequested
 
     def compile(
-        self, lowered: jax.stages.Lowered, options: dict[str, str | bool] | None = None
+        self, lowered: jax.stages.Lowered, options: Options | None = None
     ) -> jax.stages.Compiled:
         """Returns the compiled program, unless a host receives SIGTERM first.
 

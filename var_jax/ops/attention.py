@@ -3,7 +3,7 @@
 The implementations compute the same numbers; the accelerator decides which one runs:
 
 - xla: one block of queries per scale against the keys it sees, so that masked blocks are never
-  computed.
+  computed; on one CPU in float32 by `ops.cpu_attention`.
 - splash: a Pallas kernel for TPUs that keeps the logits on the chip (`ops.attention_splash`).
 - cudnn: the blocks of xla, the large ones by cuDNN's fused kernel; for GPUs, bfloat16 or float16.
 """
@@ -47,7 +47,8 @@ def attend(
     mask: Bool[Array, "q k"] | None = None,
 ) -> Float[Array, "b q h d"]:
     """Returns softmax(softmax_scale q k^T) v over all keys, or over those where `mask` is true."""
-    if mask is None and v.dtype == jnp.float32 and target.is_single_cpu():
+    is_float32 = q.dtype == k.dtype == v.dtype == jnp.float32
+    if mask is None and is_float32 and target.is_single_cpu():
         return cpu_attention.attend(q, k, v, softmax_scale)
     logits = softmax_scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:

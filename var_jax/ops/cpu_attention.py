@@ -1,4 +1,4 @@
-"""Attention on one CPU, in float32, with as few passes over the weights as there can be.
+"""Softmax attention on one CPU in float32, with fewer passes over its weights than autodiff takes.
 
 Of all its arrays the weights are the largest, a number per pair of tokens and head. Autodiff of the
 plain formula divides them by their sums, sums their gradients, and transposes both for the products
@@ -23,28 +23,31 @@ if TYPE_CHECKING:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(q: Queries, k: Keys, v: Keys, softmax_scale: float) -> Queries:
-    """Returns softmax(softmax_scale q k^T) v over all keys, as `attention.attend` does."""
+    """Returns softmax(softmax_scale q k^T) v over all keys.
+
+    `attention.attend` calls it where it holds: on one CPU, in float32, without a mask.
+    """
     return _forward(q, k, v, softmax_scale)[0]
 
 
 def _forward(q, k, v, softmax_scale):
     q, k, v = _by_head(softmax_scale * q), _by_head(k), _by_head(v)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k)
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    y = jnp.einsum("bhqk,bhkd->bhqd", weights, v) / total
-    return _by_token(y), (q, k, v, weights, total, y)
+    exponentials = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    total = exponentials.sum(axis=-1, keepdims=True)
+    y = jnp.einsum("bhqk,bhkd->bhqd", exponentials, v) / total
+    return _by_token(y), (q, k, v, exponentials, total, y)
 
 
-def _backward(softmax_scale, kept, cotangent):
-    q, k, v, weights, total, y = kept
+def _backward(softmax_scale, residuals, cotangent):
+    q, k, v, exponentials, total, y = residuals
     cotangent = _by_head(cotangent) / total
-    # The weights sum to one, so that only differences from their mean gradient count.
+    # The gradients of the weights count less their mean under the weights: cotangent . y.
     mean = (cotangent * y).sum(axis=-1, keepdims=True)
-    d_logits = weights * (jnp.einsum("bhqd,bhkd->bhqk", cotangent, v) - mean)
+    d_logits = exponentials * (jnp.einsum("bhqd,bhkd->bhqk", cotangent, v) - mean)
     d_q = softmax_scale * jnp.einsum("bhqk,bhkd->bhqd", d_logits, k)
     d_k = _sum_over_queries(q, d_logits)
-    d_v = _sum_over_queries(cotangent, weights)
+    d_v = _sum_over_queries(cotangent, exponentials)
     return _by_token(d_q), _by_token(d_k), _by_token(d_v)
 
 

@@ -24,6 +24,8 @@ WAY = 1024
 ALIASED_ROW = 4096
 # Activations from which on copying a weight takes less than it saves.
 FEWEST_ROWS = 64
+# Most rows of a weight for which a transposed copy is cheap even where they evict each other.
+FEW_INPUTS = 256
 PADDING = 16  # a cache line of float32
 SUM_OVER_COLUMNS = (((1,), (1,)), ((), ()))
 SUM_OVER_ROWS = (((0,), (0,)), ((), ()))
@@ -68,10 +70,16 @@ def _backward(operands, cotangent):
 def gradient_of_weight(
     x: Float[Array, "r m"], cotangent: Float[Array, "r n"]
 ) -> Float[Array, "m n"]:
-    """Returns x.T @ cotangent in the form that is fastest for its shape."""
-    columns, rows = _padded(x, ALIASED_ROW), _padded(cotangent, ALIASED_ROW)
-    y = jax.lax.dot_general(columns, rows, SUM_OVER_ROWS)
-    return y[: x.shape[1], : cotangent.shape[1]]
+    """Returns x.T @ cotangent in the form that is fastest for its shape.
+
+    Eigen packs columns of the first operand. Where those of `x` evict each other, the product goes
+    the other way round if the cotangent has fewer; at multiples of `ALIASED_ROW`, padding `x` is
+    faster.
+    """
+    inputs = x.shape[1]
+    if inputs > cotangent.shape[1] and inputs % WAY == 0 and inputs % ALIASED_ROW:
+        return jax.lax.optimization_barrier(jax.lax.dot_general(cotangent, x, SUM_OVER_ROWS)).T
+    return jax.lax.dot_general(_padded(x, ALIASED_ROW), cotangent, SUM_OVER_ROWS)[:inputs]
 
 
 def gradient_of_activations(
@@ -84,8 +92,8 @@ def gradient_of_activations(
     """
     if cotangent.shape[0] < FEWEST_ROWS:
         return turned(cotangent, weight)
-    if weight.shape[1] % WAY:
-        # Rows that do not evict each other: a transposed copy is cheap, and makes the product so.
+    if weight.shape[1] % WAY or weight.shape[0] <= FEW_INPUTS:
+        # Rows that do not evict each other, or few of them.
         return cotangent @ jax.lax.optimization_barrier(weight.T)
     # The weight is copied with padding while it is read, row by row, and not transposed.
     cotangent, weight = _padded(cotangent, WAY), _padded(weight, WAY)

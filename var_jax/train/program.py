@@ -112,8 +112,8 @@ class Program:
             for name, image in self.objective.batch_shapes().items()
         }
 
-    def _compiler_options(self) -> dict[str, str] | None:
-        of_device = cpu_compiler.compiler_options(self.replicated.mesh)
+    def _compiler_options(self) -> cpu_compiler.Options | None:
+        of_device = cpu_compiler.options_of_step(self.replicated.mesh)
         of_config = self.objective.config.mesh.options_of_compiler
         return {**(of_device or {}), **of_config} or None
 
