@@ -44,6 +44,32 @@ def test_hlo_traffic_is_of_a_stacks_layer_and_not_of_on_chip_results(program):
     assert program.hbm_bytes() == 5 * (gather + product + count)
 
 
+def test_hlo_traffic_of_a_layer_in_another_tiling_is_that_of_the_layer():
+    """Before a fusion takes a layer of an int8 stack, the TPU compiler turns the whole stack to
+    another tiling, in a fusion of its own; only the layer is read."""
+    text = """%relaid (s: s8[5,32,64]) -> s8[5,32,64] {
+  %s = s8[5,32,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %c = s8[5,32,64]{2,1,0:T(8,128)(4,1)} copy(%s)
+}
+
+%inside (stack: s8[5,32,64], i: s32[]) -> bf16[1,32,64] {
+  %stack = s8[5,32,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %tiled = s8[5,32,64]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, calls=%relaid
+  %i = s32[]{:T(128)S(6)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %layer = s8[1,32,64]{2,1,0:T(8,128)(4,1)} dynamic-slice(%tiled, %i, %zero, %zero)
+  ROOT %floats = bf16[1,32,64]{2,1,0:T(8,128)(2,1)} convert(%layer)
+}
+
+ENTRY %main (stack: s8[5,32,64], i: s32[]) -> bf16[1,32,64] {
+  %stack = s8[5,32,64]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %f = bf16[1,32,64]{2,1,0:T(8,128)(2,1)} fusion(%stack, %i), kind=kLoop, calls=%inside
+}
+"""
+    assert hlo.Program(text).hbm_bytes() == 32 * 64 + 2 * 32 * 64
+
+
 def test_estimated_cycles_are_those_of_operations_and_of_every_trip():
     """A fusion's estimate is for all of it, a loop's is that of its body for each of its trips, and
     a program of another compiler has none."""

@@ -34,6 +34,7 @@ FREE = {
     "opt-barrier",
     "iota",
 }
+RELAID = ("bitcast", "copy")
 # Splash attention's kernels (batch, heads, length, head_dim), by the products of queries and keys
 # that each computes.
 KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
@@ -235,7 +236,7 @@ class Program:
             for place, name in enumerate(op.operands):
                 if name not in names:
                     continue
-                if op.opcode == "bitcast":
+                if self._is_relaid(op):
                     names.append(op.name)
                 elif op.opcode == "fusion":
                     called = self.computations[CALLS.search(op.attributes)[1]]
@@ -246,6 +247,16 @@ class Program:
                     # The first operand of an update in place is written, not read.
                     taken += parameter.output.bytes
         return min(taken, parameter.output.bytes)
+
+    def _is_relaid(self, op: Instruction) -> bool:
+        """Returns whether an instruction of a fusion is its operand, perhaps in another layout.
+
+        A fusion computes only those elements of it that it takes.
+        """
+        if op.opcode == "fusion":
+            called = self.computations[CALLS.search(op.attributes)[1]]
+            return all(inner.opcode in ("parameter", *RELAID) for inner in called.values())
+        return op.opcode in RELAID
 
 
 def _flops(scope: dict[str, Instruction], op: Instruction, kernel_share: float) -> float:
