@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/python.sh
-mkdir -p docs/results/aot
+mkdir -p docs/results/aot/sample_by_batch
 
 report() { # NAME CONFIG TOPOLOGY [OPTIONS]
   local name="$1_${3//:/-}" file
@@ -27,7 +27,12 @@ report d30 configs/imagenet256.py:d30 v6e:16x16 $bf16 --config.mesh.data=256 --c
 report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --config.steps=218949 $bf16
 # The same slice and batch at a quarter of the depth: compile time does not follow it.
 report d16 configs/imagenet256.py:d16 v5p:8x8x16 --config.batch_size=2048 $bf16
-report d30-sample configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype=bfloat16
+# Eight images per chip, then fewer, and weights of half the bytes.
+sample="configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype"
+report d30-sample $sample=bfloat16
+report sample_by_batch/d30-sample_bfloat16_16 $sample=bfloat16 --images 16
+report sample_by_batch/d30-sample_int8_16 $sample=int8 --images 16
+report sample_by_batch/d30-sample_int8_128 $sample=int8 --images 128
 # Unrolled convolutions: 26 CPU-minutes with the compiler's own options, the others take two or three. Without
 # space-to-batch images stay whole, of which the page says more.
 whole=--config.mesh.compiler_options=xla_tpu_run_space_to_batch=false,xla_tpu_run_space_to_batch_on_new_platforms=false
