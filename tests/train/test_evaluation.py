@@ -59,8 +59,8 @@ class ToldAfter:
         if not self.looks:
             raise StopRequested
 
-    def compile(self, lowered):
-        return lowered.compile()
+    def compile(self, lowered, options):
+        return lowered.compile(options)
 
 
 @pytest.mark.long
