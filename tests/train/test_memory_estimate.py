@@ -16,7 +16,7 @@ from var_jax.train import memory_estimate, memory_rule
 ROOT = Path(__file__).parents[2]
 ONE = {"data": 1, "model": 1}
 # Of the guide: d16 on v5p, sampling, and by report, config and argument all others.
-OF_D16, OF_SAMPLING = 0.85, 0.66
+OF_D16, OF_SAMPLING = 0.85, 0.69
 RATIOS = [
     ("d16_v5e-16x16", "imagenet256.py", "d16", 0.97),
     ("d20_v5p-4x4x8", "imagenet256.py", "d20", 0.82),
@@ -77,7 +77,7 @@ def test_training_memory_has_the_ratios_of_the_guide(report, file, arg, expected
 
 
 def test_sampling_memory_has_the_ratio_of_the_guide():
-    """The estimate of sampling from d30 in bfloat16, eight images per chip, is 0.66 of the
+    """The estimate of sampling from d30 in bfloat16, eight images per chip, is 0.69 of the
     compiler's figure, as the guide says."""
     report = ROOT / "docs" / "results" / "aot" / "d30-sample_v5e-4x4.json"
     figures = json.loads(report.read_text())

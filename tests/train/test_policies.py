@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -133,10 +135,14 @@ def test_replicas_hold_the_same_parts(start):
 @pytest.mark.parametrize("pair", [("zero1", "fsdp"), ("fsdp", "hsdp of 2 replicas")])
 def test_checkpoint_is_restored_exactly_under_another_policy(tmp_path, pair):
     """A state that a run saved under one policy is, under another, the same bit for bit: arrays are
-    saved whole, and divided anew."""
+    saved whole, and divided anew. Each array has numbers of its own, so that moments, average and
+    parameters cannot stand for each other."""
     layouts = {**LAYOUTS, "fsdp": MeshConfig(8, 1)}
     before, after = (program(layouts[name]) for name in pair)
-    saved = before.first_state()
+    number = itertools.count(1)
+    saved = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(next(number), leaf.dtype), before.first_state()
+    )
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     checkpoints.save(3, saved, {}, wait=True)
     restored, _ = checkpoints.restore(after.abstract_state())
