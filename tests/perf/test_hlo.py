@@ -70,6 +70,32 @@ ENTRY %main (stack: s8[5,32,64], i: s32[]) -> bf16[1,32,64] {
     assert hlo.Program(text).hbm_bytes() == 32 * 64 + 2 * 32 * 64
 
 
+def test_collectives_that_run_beside_the_program_count():
+    """The sparse cores of newer chips run a collective as a call of its own, which the program only
+    starts and awaits; its bytes cross the network all the same."""
+    text = """%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%a, %b)
+}
+
+%called (g: bf16[64,32]) -> bf16[16,32] {
+  %g = bf16[64,32]{1,0} parameter(0)
+  ROOT %r = bf16[16,32]{1,0} reduce-scatter(%g), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (g: bf16[64,32]) -> bf16[16,32] {
+  %g = bf16[64,32]{1,0} parameter(0)
+  %start = ((bf16[64,32]{1,0}), bf16[16,32]{1,0}) call-start(%g), to_apply=%called
+  ROOT %done = bf16[16,32]{1,0} call-done(%start)
+}
+"""
+    program = hlo.Program(text)
+    expected = hlo.Collective("reduce-scatter", 64 * 32 * 2, (0, 1, 2, 3), 1, "bf16")
+    assert program.collectives() == [expected]
+    assert program.hbm_bytes() == (64 + 16) * 32 * 2
+
+
 def test_estimated_cycles_are_those_of_operations_and_of_every_trip():
     """A fusion's estimate is for all of it, a loop's is that of its body for each of its trips, and
     a program of another compiler has none."""

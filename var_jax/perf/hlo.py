@@ -17,7 +17,13 @@ from var_jax.perf.hlo_groups import first_group
 from var_jax.perf.hlo_text import Array, Instruction, parse_instruction
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-CALLERS = ("while", "conditional", "call", "async-start")  # their work is that of computations
+CALLERS = (
+    "while",
+    "conditional",
+    "call",
+    "call-start",
+    "async-start",
+)  # their work is that of computations
 # Instructions that move nothing.
 FREE = {
     "parameter",
@@ -28,6 +34,7 @@ FREE = {
     "while",
     "conditional",
     "call",
+    "call-start",
     "partition-id",
     "replica-id",
     "after-all",
