@@ -42,6 +42,7 @@ for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
   for depth in 30 24 16 20; do report d$depth configs/imagenet256.py:d$depth $slice $bf16; done
   report d36 configs/imagenet512.py:d36 $slice $bf16
 done
+report d16 configs/imagenet256.py:d16 tpu7x:4x4x4 $bf16 # 64 chips of two devices each
 report dit-xl-2 configs/imagenet256_rivals.py:dit_xl_2 v5p:4x4x8
 report llamagen-xxl configs/imagenet256_rivals.py:llamagen_xxl v5p:4x4x8
 python -c 'from var_jax.perf import aot_lines as table; print(table.markdown("docs/results/aot"))'
