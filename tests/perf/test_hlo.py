@@ -70,6 +70,21 @@ ENTRY %main (stack: s8[5,32,64], i: s32[]) -> bf16[1,32,64] {
     assert hlo.Program(text).hbm_bytes() == 32 * 64 + 2 * 32 * 64
 
 
+def test_hlo_traffic_of_a_copied_array_is_all_of_it():
+    """A fusion that does nothing but copy reads and writes the whole array."""
+    text = """%copied (s: s8[5,32]) -> s8[5,32] {
+  %s = s8[5,32]{1,0} parameter(0)
+  ROOT %c = s8[5,32]{0,1} copy(%s)
+}
+
+ENTRY %main (s: s8[5,32]) -> s8[5,32] {
+  %s = s8[5,32]{1,0} parameter(0)
+  ROOT %f = s8[5,32]{0,1} fusion(%s), kind=kLoop, calls=%copied
+}
+"""
+    assert hlo.Program(text).hbm_bytes() == 2 * 5 * 32
+
+
 def test_collectives_that_run_beside_the_program_count():
     """The sparse cores of newer chips run a collective as a call of its own, which the program only
     starts and awaits; its bytes cross the network all the same."""

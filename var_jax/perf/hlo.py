@@ -17,13 +17,8 @@ from var_jax.perf.hlo_groups import first_group
 from var_jax.perf.hlo_text import Array, Instruction, parse_instruction
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-CALLERS = (
-    "while",
-    "conditional",
-    "call",
-    "call-start",
-    "async-start",
-)  # their work is that of computations
+# Their work is that of computations.
+CALLERS = ("while", "conditional", "call", "call-start", "async-start")
 # Instructions that move nothing.
 FREE = {
     "parameter",
@@ -41,6 +36,7 @@ FREE = {
     "opt-barrier",
     "iota",
 }
+# Instructions that give their operand, perhaps in another layout.
 RELAID = ("bitcast", "copy")
 # Splash attention's kernels (batch, heads, length, head_dim), by the products of queries and keys
 # that each computes.
@@ -253,6 +249,8 @@ class Program:
                 elif op.opcode != "dynamic-update-slice" or place:
                     # The first operand of an update in place is written, not read.
                     taken += parameter.output.bytes
+        if any(op.root and op.name in names for op in body.values()):
+            return parameter.output.bytes
         return min(taken, parameter.output.bytes)
 
     def _is_relaid(self, op: Instruction) -> bool:
