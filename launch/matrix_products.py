@@ -44,7 +44,7 @@ OF_ACTIVATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "autodiff": lambda g, w: g @ w.T,
     "transposed": lambda g, w: g @ jax.lax.optimization_barrier(w.T),
     "padded": lambda g, w: jax.lax.dot_general(padded(g), padded(w), cpu_matmul.SUM_OVER_COLUMNS),
-    "turned": lambda g, w: cpu_matmul.turned(padded(g), padded(w)),
+    "turned": lambda g, w: cpu_matmul.turned(padded(g), padded(w), cpu_matmul.SUM_OVER_COLUMNS),
     "chosen": cpu_matmul.gradient_of_activations,
 }
 OF_WEIGHT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -52,9 +52,7 @@ OF_WEIGHT: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "padded": lambda x, g: jax.lax.dot_general(padded(x), g, cpu_matmul.SUM_OVER_ROWS)[
         : x.shape[1]
     ],
-    "turned": lambda x, g: (
-        jax.lax.optimization_barrier(jax.lax.dot_general(g, x, cpu_matmul.SUM_OVER_ROWS)).T
-    ),
+    "turned": lambda x, g: cpu_matmul.turned(x, g, cpu_matmul.SUM_OVER_ROWS),
     "chosen": cpu_matmul.gradient_of_weight,
 }
 

@@ -10,14 +10,14 @@ Options = dict[str, str | int | bool]
 
 # XLA's CPU compiler gives products of matrices to YNNPACK, which does 76 GFLOP/s on a core where
 # Eigen does 100 (AVX-512, the shapes of d16), and sums to it too, which it does best.
-OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+OPTIONS: Options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 # One thread per device. With more, operations overlap, and XLA (jaxlib 0.10.2) may start a
 # collective that follows a loop before those inside it; devices that have entered different
 # collectives wait for each other until XLA ends the process.
-IN_ORDER = {"xla_cpu_multi_thread_eigen": False}
+IN_ORDER: Options = {"xla_cpu_multi_thread_eigen": False}
 # LLVM's first level of optimization: a third of the time of its last one for programs that draw
 # random numbers, which are as fast then and give the same bits.
-RUN_ONCE = {"xla_backend_optimization_level": 1}
+RUN_ONCE: Options = {"xla_backend_optimization_level": 1}
 
 
 def options_of_step(mesh: Mesh) -> Options | None:
@@ -28,7 +28,7 @@ def options_of_step(mesh: Mesh) -> Options | None:
     """
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return options_of_collectives(mesh)
-    return {**OPTIONS} if _is_known() else None
+    return OPTIONS if _is_known() else None
 
 
 def options_of_collectives(mesh: Mesh) -> Options | None:
@@ -38,7 +38,7 @@ def options_of_collectives(mesh: Mesh) -> Options | None:
     None elsewhere.
     """
     several_cpus = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    return {**IN_ORDER} if several_cpus else None
+    return IN_ORDER if several_cpus else None
 
 
 def options_of_run_once(mesh: Mesh) -> Options | None:

@@ -78,7 +78,7 @@ def gradient_of_weight(
     """
     inputs = x.shape[1]
     if inputs > cotangent.shape[1] and inputs % WAY == 0 and inputs % ALIASED_ROW:
-        return jax.lax.optimization_barrier(jax.lax.dot_general(cotangent, x, SUM_OVER_ROWS)).T
+        return turned(x, cotangent, SUM_OVER_ROWS)
     return jax.lax.dot_general(_padded(x, ALIASED_ROW), cotangent, SUM_OVER_ROWS)[:inputs]
 
 
@@ -91,24 +91,28 @@ def gradient_of_activations(
     meanwhile, it goes from row to row, which takes up to half as long as the product.
     """
     if cotangent.shape[0] < FEWEST_ROWS:
-        return turned(cotangent, weight)
+        return turned(cotangent, weight, SUM_OVER_COLUMNS)
     if weight.shape[1] % WAY or weight.shape[0] <= FEW_INPUTS:
         # Rows that do not evict each other, or few of them.
         return cotangent @ jax.lax.optimization_barrier(weight.T)
     # The weight is copied with padding while it is read, row by row, and not transposed.
     cotangent, weight = _padded(cotangent, WAY), _padded(weight, WAY)
     if weight.shape[0] > weight.shape[1]:
-        return turned(cotangent, weight)
+        return turned(cotangent, weight, SUM_OVER_COLUMNS)
     return jax.lax.dot_general(cotangent, weight, SUM_OVER_COLUMNS)
 
 
-def turned(cotangent: Float[Array, "r n"], weight: Float[Array, "m n"]) -> Float[Array, "r m"]:
-    """Returns cotangent @ weight.T by the product the other way round.
+def turned(
+    x: Float[Array, ...], y: Float[Array, ...], summed: jax.lax.DotDimensionNumbers
+) -> Float[Array, ...]:
+    """Returns dot_general(x, y, summed) of two matrices by the product the other way round.
 
     The barrier keeps the compiler from turning it around again.
+
+    Args:
+      summed: SUM_OVER_COLUMNS, for x @ y.T, or SUM_OVER_ROWS, for x.T @ y.
     """
-    y = jax.lax.dot_general(weight, cotangent, SUM_OVER_COLUMNS)
-    return jax.lax.optimization_barrier(y).T
+    return jax.lax.optimization_barrier(jax.lax.dot_general(y, x, summed)).T
 
 
 def _padded(x: Float[Array, "r n"], row: int) -> Float[Array, "r p"]:
