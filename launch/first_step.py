@@ -129,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         name, directory, arm = args.work
         work(ROWS[name][0], ROWS[name][1:], Path(directory) / "step", arm)
         return 0
+    from var_jax.perf import machine
+
     names = args.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"--rows names {unknown[0]}; it must be of {', '.join(ROWS)}")
@@ -139,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         print(name, json.dumps(rows[name]), flush=True)
         if args.json:
             command = shlex.join(["python", "launch/first_step.py", *(argv or sys.argv[1:])])
-            args.json.write_text(json.dumps({"command": command, "rows": rows}, indent=1))
+            figures = {"command": command, **machine.describe(), "rows": rows}
+            args.json.write_text(json.dumps(figures, indent=1))
     return 0
 
 

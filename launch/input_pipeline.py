@@ -34,8 +34,9 @@ from PIL import Image
 
 from var_jax.config.scales import Scales
 from var_jax.config.sections import DataConfig
-from var_jax.data import loader, readahead, token_cache, token_manifest, transforms
+from var_jax.data import loader, token_cache, token_manifest, transforms
 from var_jax.io import atomic
+from var_jax.perf import machine
 from var_jax.train import token_shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,13 +175,6 @@ def measure(directory: Path, batches: int, files: int, cached: int) -> dict[str,
     }
 
 
-def processor() -> str:
-    """Returns the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -196,8 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     jpeg = result["rows"]["jpeg_2_workers"]["images_per_cpu_second"]
     result = {
         "command": shlex.join(["python", "launch/input_pipeline.py", *(argv or sys.argv[1:])]),
-        "processor": processor(),
-        "cores": readahead.available_cpus(),
+        **machine.describe(),
         **result,
         "host_chips": CHIPS_PER_HOST,
         "required": {

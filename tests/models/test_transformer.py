@@ -201,8 +201,8 @@ def test_float32_product_has_the_gradients_of_a_bfloat16_one():
 
 @pytest.mark.slow
 def test_recomputing_changes_no_gradient(inputs):
-    """Both kinds of recomputation give the gradients of the plain pass, to rounding, with
-    dropout."""
+    """Recomputation of any kind, in all blocks or some, gives the gradients of the plain pass, to
+    rounding, with dropout."""
     params, rng = small.pipeline().params["transformer"], jax.random.key(0)
 
     def gradients(remat: str):
@@ -212,7 +212,7 @@ def test_recomputing_changes_no_gradient(inputs):
         )(params)
 
     plain = gradients("none")
-    for remat in ("full", "dots"):
+    for remat in ("full", "dots", "offload", "dots:1", "offload:1", "none:1"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
                 a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12

@@ -83,8 +83,10 @@ def test_candidates_are_ordered_and_differ_in_every_setting(candidates):
     overrides = [json.dumps(one.overrides("transformer")) for one in candidates]
     assert len(set(overrides)) == len(overrides)
     assert {one.mesh["policy"] for one in candidates} == {"fsdp", "hsdp", "zero1"}
-    assert {one.remat for one in candidates} == {"none", "dots", "full"}
-    assert {one.microbatches for one in candidates} == {1, 2}
+    assert {one.remat for one in candidates} == {
+        *("none", "dots", "dots:1", "offload", "offload:1", "full"),
+    }
+    assert {one.microbatches for one in candidates} == {1, 2, 4}  # divisors of 4 images and up
     assert {one.mesh["model"] for one in candidates} == {1, 2}
 
 

@@ -74,15 +74,16 @@ def test_train_step_is_the_same_under_every_policy(step, start, name):
 
 
 @pytest.mark.long
-def test_train_step_without_rematerialization_and_in_parts_is_the_same(batch, start):
+@pytest.mark.parametrize("remat", ["none", "dots:1", "offload"])
+def test_train_step_of_any_rematerialization_and_in_parts_is_the_same(batch, start, remat):
     """The parts of a batch are divided over replicas as the batch is, and a backward pass that
-    recomputes nothing finds the whole weights too."""
-    transformer = dataclasses.replace(TRANSFORMER, remat="none")
+    recomputes nothing, other things in either block, or takes its products from the host's memory,
+    finds the whole weights too."""
+    transformer = dataclasses.replace(TRANSFORMER, remat=remat)
     config = dataclasses.replace(CONFIG, transformer=transformer, microbatches=2)
     layout = MeshConfig(4, 1, policy="zero1", replicas=2)
-    assert_same_step(
-        step_on(layout, batch, start, config), step_on(ONE, batch, start, config), start
-    )
+    one_device = step_on(ONE, batch, start, dataclasses.replace(CONFIG, microbatches=2))
+    assert_same_step(step_on(layout, batch, start, config), one_device, start)
 
 
 def sizes_of(kind: str, text: str) -> list[int]:

@@ -82,7 +82,7 @@ class RefinerConfig:
             qk_norm=model.qk_norm,
             class_conditioning="start_token",
             attention="xla",  # tiles of fused kernels are larger than a scale
-            remat=model.remat,
+            remat=model.remat.partition(":")[0],  # a model's part of the blocks is not a refiner's
             dtype=model.dtype,
             param_dtype=model.float_param_dtype,
             gradient_dtype=model.gradient_dtype,

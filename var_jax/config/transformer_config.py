@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from var_jax.config import rematerialization
 from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.strict import require
 
@@ -75,9 +76,11 @@ class TransformerConfig:
         the number of parameters without `qk_norm`.
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
-      remat: recomputation in the backward pass: "none", "full", "dots" (all but matrix products),
-        or "auto", in training "dots" where that is estimated to fit, else "full"
-        (`train.memory_rule`).
+      remat: recomputation in the backward pass: "none", "dots" (all but matrix products), "offload"
+        (as "dots", with the products in the host's memory until then), "full", or "auto", in
+        training what is estimated to fit, from "dots" to "full" (`train.memory_rule`). "dots:8" is
+        "dots" in the last 8 blocks and "full" in the others, and so on
+        (`config.rematerialization`).
       dtype: dtype of the computation; softmax, norms, logits and loss are always float32.
       param_dtype: dtype of the stored parameters; float32 if the transformer is trained. "int8" is
         that of the blocks' weight matrices, with bfloat16 for the rest (`models.int8_weights`).
@@ -118,7 +121,7 @@ class TransformerConfig:
     learn_sigma: bool = False
     key_bias: bool = False
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    remat: Literal["none", "full", "dots", "auto"] = "none"
+    remat: str = "none"
     dtype: DType = "float32"
     param_dtype: ParamDType = "float32"
     gradient_dtype: DType = "float32"
@@ -193,6 +196,8 @@ class TransformerConfig:
         )
         if self.objective == "diffusion":
             self._check_diffusion()
+        if self.remat != rematerialization.AUTO:
+            rematerialization.groups(self.remat, self.depth)
         finest = len(self.scales) - 1
         require(
             self.objective != "next_scale"

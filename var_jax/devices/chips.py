@@ -18,6 +18,8 @@ them):
 - tpu7x: https://docs.cloud.google.com/tpu/docs/tpu7x (2307 TFLOP/s, 192 GiB, 7380 GB/s, 1200 GB/s
   bidirectional over the six ports of a 3-D torus; a chip is two devices of JAX, whose link to each
   other is six times one port)
+- A TPU's way to the memory of its host: https://jax-ml.github.io/scaling-book/tpus (PCIe at 16 GB/s
+  each way for v4, about 15 GB/s per chip, 32 GB/s for v6e; nothing about tpu7x)
 - A100: https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB) and the DGX A100 data sheet
   (network); A100-40GB, the first version: NVIDIA's A100 data sheet (40 GB, 1555 GB/s)
 - H100: https://www.nvidia.com/en-us/data-center/h100 (SXM) and the DGX H100 data sheet
@@ -55,6 +57,8 @@ class Chip:
       link_bandwidth: bytes/s per link and direction.
       dcn_bandwidth: bytes/s per chip and direction between slices or nodes; None if the maker
         publishes none.
+      host_bandwidth: bytes/s between a chip's memory and its host's, in one direction; None if not
+        known.
       devices_per_chip: JAX devices that a chip is, which share its links.
     """
 
@@ -66,6 +70,7 @@ class Chip:
     links: int
     link_bandwidth: float
     dcn_bandwidth: float | None
+    host_bandwidth: float | None = None
     devices_per_chip: int = 1
 
     @property
@@ -85,10 +90,10 @@ class Chip:
 
 
 _ALL = (
-    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.2e12, 6, 50e9, None),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 4, 50e9, 3.125e9),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 6, 100e9, 6.25e9),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 4, 100e9, 12.5e9),
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.2e12, 6, 50e9, None, 16e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 4, 50e9, 3.125e9, 15e9),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 6, 100e9, 6.25e9, 15e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 4, 100e9, 12.5e9, 32e9),
     Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 6, 100e9, None, devices_per_chip=2),
     Chip("A100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 12, 25e9, 25e9),
     Chip("A100-40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1555e9, 12, 25e9, 25e9),

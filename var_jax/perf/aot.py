@@ -116,7 +116,7 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
     """Returns the bytes on one device by kind.
 
     They are those of arguments, results that do not reuse arguments, temporaries, code, and their
-    sum.
+    sum; and, of the host's memory, those that the program keeps there for a while.
     """
     stats = compiled.memory_analysis()
     parts = {
@@ -125,7 +125,8 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
         "temporary_bytes": stats.temp_size_in_bytes,
         "code_bytes": stats.generated_code_size_in_bytes,
     }
-    return {**parts, "peak_bytes": sum(parts.values())}
+    on_host = {"host_bytes": stats.host_temp_size_in_bytes}
+    return {**parts, "peak_bytes": sum(parts.values()), **on_host}
 
 
 def _abstract_like(tree: Any, array_sharding: NamedSharding) -> Any:

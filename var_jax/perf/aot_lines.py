@@ -89,7 +89,9 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
             (
                 "seconds",
                 f"compute {figures['compute_seconds']:.4f}, memory {figures['hbm_seconds']:.4f}, "
-                f"interconnect {figures['interconnect_seconds']:.4f}",
+                f"interconnect {figures['interconnect_seconds']:.4f}"
+                + f", host's memory {figures.get('host_seconds', 0):.4f}"
+                * bool(figures.get("host_seconds")),
             ),
             (
                 "overlapped",

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 
+from var_jax.config import rematerialization
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
+from var_jax.devices.chips import Chip
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.ops import attention_splash
@@ -20,9 +22,9 @@ from var_jax.perf.tpu_slices import Slice
 from var_jax.train import memory_estimate, memory_rule, mesh_choice
 
 OVERLAP = (
-    "step_seconds: the largest of compute at peak, device-memory traffic and collectives, each "
-    "wholly hidden behind the largest; step_seconds_exposed: half of the collectives' time is "
-    "hidden, half is added"
+    "step_seconds: the largest of compute at peak, device-memory traffic, collectives and copies "
+    "to and from the host's memory, each wholly hidden behind the largest; step_seconds_exposed: "
+    "half of the collectives' time is hidden, half is added"
 )
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 Keep = Callable[[Step, jax.stages.Compiled], None]
@@ -118,16 +120,35 @@ def measure(
     if compiled is not None:
         figures |= aot.memory(compiled)
         figures["fits"] = figures["peak_bytes"] <= tpu_slice.chip.hbm_bytes
-        figures |= _times(step, hlo.Program(compiled.as_text()), tpu_slice, _kernel_share(config))
+        host = host_seconds(figures["host_bytes"], tpu_slice.chip)
+        program = hlo.Program(compiled.as_text())
+        figures |= _times(step, program, tpu_slice, _kernel_share(config), host)
         _schedule(figures, config)
         if keep is not None and figures["fits"]:
             keep(step, compiled)
     return figures
 
 
+def host_seconds(size: float, chip: Chip) -> float:
+    """Returns the time to bring bytes to the host's memory and back, one after the other.
+
+    Each way the bytes take the link of a chip, that of all of its devices. Infinite where the rate
+    of the link is not known.
+    """
+    if not size:
+        return 0.0
+    rate = chip.host_bandwidth
+    return 2 * size * chip.devices_per_chip / rate if rate else float("inf")
+
+
 def _times(
-    step: Step, program: hlo.Program, tpu_slice: Slice, kernel_share: float
+    step: Step, program: hlo.Program, tpu_slice: Slice, kernel_share: float, host: float
 ) -> dict[str, Any]:
+    """Returns the work of a program and the bounds of its time.
+
+    Args:
+      host: seconds of its copies to and from the host's memory.
+    """
     devices = step.mesh.devices.ravel()
     moved: dict[str, float] = defaultdict(float)
     seconds: dict[str, float] = defaultdict(float)
@@ -142,8 +163,8 @@ def _times(
     compute = executed / tpu_slice.chip.peak_flops
     memory_seconds = traffic / tpu_slice.chip.hbm_bandwidth
     network = sum(seconds.values())
-    hidden = max(compute, memory_seconds, network)
-    exposed = max(compute, memory_seconds, network / 2) + network / 2
+    hidden = max(compute, memory_seconds, network, host)
+    exposed = max(compute, memory_seconds, network / 2, host) + network / 2
     at_peak = step.flops / (tpu_slice.chip.peak_flops * len(devices))
     return {
         "executed_flops": executed * len(devices),
@@ -154,6 +175,7 @@ def _times(
         "compute_seconds": compute,
         "hbm_seconds": memory_seconds,
         "interconnect_seconds": network,
+        "host_seconds": host,
         "overlap": OVERLAP,
         "step_seconds": hidden,
         "mfu_bound": at_peak / hidden,
@@ -192,7 +214,10 @@ def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]
     """
     data, current = sharding.batch_parts(figures["mesh"]), objective.model.remat
     choices = objective.remat_choices
-    saved = {name: memory_estimate.residual_bytes(objective, name, data) for name in choices}
+    saved = {
+        name: memory_estimate.residual_bytes(objective, name, data)
+        for name in dict.fromkeys((*choices, current))
+    }
     held = figures.get("argument_bytes", 0)
     peaks = {
         name: max(figures["peak_bytes"] + saved[name] - saved[current], held) for name in choices
@@ -214,13 +239,12 @@ def _advice(
     saved: dict[str, float],
     peaks: dict[str, float],
 ) -> list[str]:
-    config, choices = objective.config, objective.remat_choices
+    config = objective.config
     current, model = objective.model.remat, figures["mesh"]["model"]
-    more = choices[choices.index(current) + 1 :]
     advice = [
         f"{objective.section}.remat={name}: about {gib(peaks[name])}"
-        for name in more
-        if peaks[name] < peaks[current]
+        for name in rematerialization.more(current, objective.remat_choices)
+        if peaks[name] < figures["peak_bytes"]
     ]
     rows = config.batch_size // sharding.batch_parts(figures["mesh"]) // config.microbatches
     divisors = [n for n in range(2, rows + 1) if rows % n == 0]

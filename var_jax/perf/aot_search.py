@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
+from var_jax.config import rematerialization
 from var_jax.config.train import TrainConfig
 from var_jax.config.transformer_config import TransformerConfig
 from var_jax.devices import gathering, sharding
@@ -33,8 +34,8 @@ from var_jax.train.memory_estimate import LARGEST_RATIO
 from var_jax.train.memory_rule import Settings, with_settings
 
 MODEL_AXES = (1, 2, 4)  # devices along the axis of tensor parallelism
-PARTS = (1, 2)  # factors on the config's microbatches
-# Executed over analytic FLOPs, at least: "full" computes the forward pass of all blocks twice.
+FEW_PARTS = 3  # factors on the config's microbatches: the smallest divisors of a device's images
+# Executed over analytic FLOPs, at least: "full" computes the forward pass of its blocks twice.
 LEAST_EXECUTED = {"full": 1.25}
 # Options worth a trial, by chip: reduce-scatters on a whole slice by its sparse cores, which the
 # compiler otherwise replaces by all-reduces of twice the bytes.
@@ -249,35 +250,56 @@ def _on_mesh(
     residuals: Mapping[str, float],
 ) -> Iterator[Candidate]:
     """Yields the candidates on a mesh, each with its least time."""
-    config, chip = objective.config, tpu_slice.chip
+    config, chip, model = objective.config, tpu_slice.chip, objective.model
     layout = dataclasses.replace(config.mesh, **mesh)
     with_policy = objective.with_config(dataclasses.replace(config, mesh=layout))
     devices = make_mesh(layout, tpu_slice.devices)
-    dtype = objective.model.dtype
-    memory = memory_estimate.of_training(with_policy, devices.shape, "tpu", dtype, residuals)
-    for remat in objective.remat_choices or memory_estimate.REMAT_OF_TOKENIZER:
-        for parts in PARTS:
-            parts *= config.microbatches
-            if config.batch_size % (mesh["data"] * parts):
-                continue
+    memory = memory_estimate.of_training(with_policy, devices.shape, "tpu", model.dtype, residuals)
+    rows = config.batch_size // (mesh["data"] * config.microbatches)
+    factors = [number for number in range(1, rows + 1) if rows % number == 0][:FEW_PARTS]
+    for remat in _remats(objective):
+        host = aot_report.host_seconds(memory.offloaded(remat, config.batch_size), chip)
+        if host == float("inf"):  # the chip's way to the host has no rate
+            continue
+        for factor in factors:
+            parts = factor * config.microbatches
             if memory.peak(remat, config.batch_size, parts) > LARGEST_RATIO * chip.hbm_bytes:
                 continue
             candidate = Candidate(mesh, remat, parts)
-            seconds = _least_seconds(objective, devices, candidate, tpu_slice, boxed)
+            seconds = _least_seconds(objective, devices, candidate, tpu_slice, boxed, host)
             yield candidate._replace(seconds=seconds)
 
 
+def _remats(objective: Objective[Any]) -> tuple[str, ...]:
+    """Returns the values of rematerialization that are tried, for all blocks or some."""
+    if not objective.remat_choices:
+        return memory_estimate.REMAT_OF_TOKENIZER
+    depth = objective.model.depth
+    some = [
+        value
+        for policy in ("dots", rematerialization.OFFLOAD)
+        for value in rematerialization.partial(policy, depth)
+    ]
+    return (*rematerialization.POLICIES, *some)
+
+
 def _least_seconds(
-    objective: Objective[Any], mesh: Mesh, candidate: Candidate, tpu_slice: Slice, boxed: Any
+    objective: Objective[Any],
+    mesh: Mesh,
+    candidate: Candidate,
+    tpu_slice: Slice,
+    boxed: Any,
+    host: float = 0.0,
 ) -> float:
     """Returns a time that no program of a candidate can be faster than on a mesh of its keys.
 
     Args:
       boxed: the boxed shapes of the parameters that a mesh divides.
+      host: seconds of copies to and from the host's memory.
     """
     model, remat = objective.model, candidate.remat
     compute = objective.flops_per_image() * objective.config.batch_size
-    compute *= LEAST_EXECUTED.get(remat, 1.0) / (tpu_slice.chip.peak_flops * mesh.size)
+    compute *= _least_executed(model, remat) / (tpu_slice.chip.peak_flops * mesh.size)
     numbers = gathering.gathered_numbers(boxed, mesh.shape)
     group = list(mesh.devices[(0,) * (mesh.devices.ndim - 2)][:, 0])
     passes = 1 if candidate.mesh["policy"] == "zero1" or remat == "none" else 2
@@ -288,7 +310,14 @@ def _least_seconds(
         + tpu_slice.seconds("reduce-scatter", reduce, group)
     )
     network += _tensor_parallel_seconds(objective, mesh, tpu_slice)
-    return max(compute, network / 2) + network / 2
+    return max(compute, network / 2, host) + network / 2
+
+
+def _least_executed(model: Any, remat: str) -> float:
+    """Returns the least executed over analytic FLOPs, the mean over all blocks."""
+    depth = model.depth if isinstance(model, TransformerConfig) else 1
+    groups = rematerialization.groups(remat, depth)
+    return sum(LEAST_EXECUTED.get(one.policy, 1.0) * one.blocks for one in groups) / depth
 
 
 def _tensor_parallel_seconds(objective: Objective[Any], mesh: Mesh, tpu_slice: Slice) -> float:

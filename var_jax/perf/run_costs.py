@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from var_jax.config import idle_keys
+from var_jax.config import idle_keys, rematerialization
 from var_jax.config.model import ModelConfig
 from var_jax.config.train import TrainConfig
 from var_jax.data import token_manifest
@@ -208,9 +208,8 @@ def _fit(
 def _advice(objective: Objective[Any], memory: TrainingMemory, budget: float) -> list[str]:
     """Returns the settings that would make a run fit, the smallest change first."""
     config, section = objective.config, objective.section
-    current, advice = objective.model.remat, []
-    choices = list(memory.residuals)
-    for remat in choices[choices.index(current) + 1 :]:
+    advice, choices = [], list(memory.residuals)
+    for remat in rematerialization.more(objective.model.remat, choices):
         if memory.peak(remat, config.batch_size, config.microbatches) <= budget:
             advice.append(f"{section}.remat={remat}")
             break

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from var_jax.config import rematerialization
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.devices import gathering, sharding, target
 from var_jax.objectives.base import Objective
@@ -40,13 +41,14 @@ class TrainingMemory:
       gathered: whole weights of one block and of the ends of the network, with their gradients,
         which a mesh gathers from the devices, and under "zero1" the whole weights of all blocks; 0
         on one device.
-      residuals: by policy of rematerialization, what the forward pass keeps of an image for the
-        backward pass.
+      residuals: by policy of rematerialization in all blocks, what the forward pass keeps of an
+        image for the backward pass.
       recomputed: likewise, what the backward pass computes again of an image for one block.
       encoded: what encoding an image takes, in a program of its own before the step; 0 where the
         run reads no images, or trains on them.
       parts: over how many devices a step's images are divided.
       devices: over how many the images are divided when they are encoded.
+      depth: number of blocks that a policy may be chosen for.
     """
 
     state: float
@@ -58,6 +60,7 @@ class TrainingMemory:
     encoded: float
     parts: int
     devices: int
+    depth: int = 1
 
     def peak(self, remat: str, images: int, microbatches: int = 1) -> float:
         """Returns the bytes per device of a step over `images` on all devices."""
@@ -77,13 +80,24 @@ class TrainingMemory:
             rows = min(rows, of_encoder)
         return max(int(rows), 0) * self.parts * microbatches
 
+    def offloaded(self, remat: str, images: int) -> float:
+        """Returns the bytes per device that a step over `images` keeps in the host's memory."""
+        groups = rematerialization.groups(remat, self.depth)
+        blocks = sum(one.blocks for one in groups if one.policy == rematerialization.OFFLOAD)
+        if not blocks:
+            return 0.0
+        of_image = self.residuals["dots"] - self.residuals[rematerialization.FULL]
+        return images / self.parts * of_image * blocks / self.depth
+
     def _fixed(self, microbatches: int) -> float:
         """Returns the bytes that do not grow with the images, besides state and frozen weights."""
         sums = 1 if microbatches == 1 else 2  # gradients of a part, and their sum so far
         return sums * self.gradients + self.gathered
 
     def _of_image(self, remat: str) -> float:
-        return self.residuals[remat] + self.recomputed[remat]
+        groups = rematerialization.on_device(remat, self.depth)
+        residuals = sum(self.residuals[one.policy] * one.blocks for one in groups) / self.depth
+        return residuals + max(self.recomputed[one.policy] for one in groups)
 
 
 def of_training(
@@ -121,6 +135,7 @@ def of_training(
         encoded=_encoded(objective),
         parts=devices if objective.batch_over_model_axis else data,
         devices=devices,
+        depth=_depth(model),
     )
 
 
@@ -195,11 +210,17 @@ def residual_bytes(objective: Objective[Any], remat: str, data: int) -> float:
     keys are left out.
 
     Args:
-      remat: the policy of rematerialization.
+      remat: the value of rematerialization.
       data: size of the mesh's data axis.
     """
-    config = objective.config
-    model = dataclasses.replace(objective.model, remat=remat)
+    config, depth = objective.config, _depth(objective.model)
+    groups = rematerialization.on_device(remat, depth)
+    if len(groups) > 1:
+        of_groups = (
+            group.blocks * residual_bytes(objective, group.policy, data) for group in groups
+        )
+        return sum(of_groups) / depth
+    model = dataclasses.replace(objective.model, remat=groups[0].policy)
     objective = objective.with_config(dataclasses.replace(config, **{objective.section: model}))
     rows = config.batch_size // config.microbatches
     batch = {
@@ -256,6 +277,10 @@ def _share_of_block(model: TokenizerConfig | TransformerConfig) -> float:
     if isinstance(model, TransformerConfig):
         return 1 / model.depth
     return 1 / (2 * model.blocks + 1)
+
+
+def _depth(model: TokenizerConfig | TransformerConfig) -> int:
+    return model.depth if isinstance(model, TransformerConfig) else 1
 
 
 def _trained(objective: Objective[Any]) -> list[Any]:

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from var_jax.config import rematerialization
+from var_jax.config.rematerialization import AUTO
 from var_jax.config.sections import Policy
+from var_jax.config.transformer_config import TransformerConfig
 from var_jax.devices import chips
 from var_jax.objectives.base import Objective
 from var_jax.train import memory_estimate
 
-AUTO = "auto"
 # The share of a device's memory that the estimate may take: compilers' figures for training are up
 # to 1.3 times the estimate (docs/guides/scale.md).
 LARGEST_SHARE = 0.6
@@ -109,9 +111,12 @@ def _open_settings(objective: Objective[Any]) -> list[Settings]:
 def _remats(objective: Objective[Any]) -> tuple[str, ...]:
     """Returns the policies of rematerialization that the rule considers, from the least one on.
 
-    Where there is "dots", it is the least: what it computes again are elementwise results, which
+    For a transformer "dots" is the least: what it computes again are elementwise results, which
     take a few FLOPs each, and keeping them would write and read several times the bytes that the
-    products take.
+    products take. Between it and "full" are those of some of the blocks.
     """
-    every = objective.remat_choices or memory_estimate.REMAT_OF_TOKENIZER
-    return every[every.index("dots") :] if "dots" in every else every
+    every = objective.remat_choices
+    if not every:
+        return memory_estimate.REMAT_OF_TOKENIZER
+    assert isinstance(objective.model, TransformerConfig)
+    return ("dots", *rematerialization.partial("dots", objective.model.depth), "full")
