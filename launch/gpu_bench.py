@@ -5,8 +5,9 @@
 
 It needs jax, flax, optax, orbax-checkpoint, einops and numpy, and none of the libraries that read
 data or config files. Rows come in the order of their worth, each in a process of its own, so that
-its peak of memory is its own and one that fails leaves the others. The file is written after every
-row; rows that it has are not measured again, and none is begun when the time is up. A batch of
+its peak of memory is its own and one that fails, or takes longer than two and a half minutes,
+leaves the others. The file is written after every row; rows that it has are not measured again,
+those that failed before come last, and none is begun when the time is up. A batch of
 training is the largest power of two, up to 512, that fits without recomputation by an estimate of
 the memory, or half of that where the card says no.
 
@@ -40,6 +41,7 @@ BATCHES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)  # of training; the largest th
 SMALL_DEPTH, SMALL_BATCH, SMALL_SCALES = 2, 2, "1,2,4"
 TRIES = 4  # batches of training
 MEMORY_SHARE = 0.9  # of what JAX may allocate that the estimate of a training batch may fill
+ROW_SECONDS = 150  # after which a row is ended: a compiler that hangs would take all of the time
 MARK = "row: "  # begins the line of a row's process that has its figures
 
 
@@ -217,9 +219,10 @@ def run(args: argparse.Namespace) -> int:
         )
         return 2
     file["command"] = shlex.join(["python", *sys.argv])
-    rows, failed = file.setdefault("rows", {}), 0
+    rows, failures = file.setdefault("rows", {}), file.setdefault("failures", {})
+    failed = 0
     until = time.monotonic() + 60 * args.minutes
-    for number, row in enumerate(ROWS, 1):
+    for number, row in enumerate(sorted(ROWS, key=lambda row: row.name in failures), 1):
         left = until - time.monotonic()
         if row.name in rows or (args.rows and row.name not in args.rows):
             continue
@@ -227,31 +230,39 @@ def run(args: argparse.Namespace) -> int:
             print(f"the time is up before {row.name}; the same command goes on from there")
             break
         print(f"[{number}/{len(ROWS)}] {row.name}, {left / 60:.1f} minutes left", flush=True)
-        report = _in_own_process(row, args, left)
-        if report is None:
+        failures.pop(row.name, None)
+        try:
+            rows[row.name] = _in_own_process(row, args, min(left, ROW_SECONDS))
+            print(line(rows[row.name]), flush=True)
+        except RowFailure as failure:
             failed += 1
-            continue
-        rows[row.name] = report
+            failures[row.name] = str(failure)
+            print(f"{row.name} {failure}", file=sys.stderr, flush=True)
         atomic.write(out, json.dumps(file, indent=1) + "\n")
-        print(line(report), flush=True)
     print(f"{len(rows)} rows in {out}" + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
 
 
-def _in_own_process(row: Row, args: argparse.Namespace, seconds: float) -> dict[str, Any] | None:
-    """Returns the figures of a row; None if its process failed or did not end in time."""
+class RowFailure(Exception):
+    """A row's process that failed or did not end in time."""
+
+
+def _in_own_process(row: Row, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Returns the figures of a row.
+
+    Raises:
+      RowFailure: its process failed, or did not end within `seconds`.
+    """
     command = [sys.executable, __file__, "--row", row.name, "--repeats", str(args.repeats)]
     command += ["--small"] if args.small else []
     start = time.monotonic()
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        print(f"{row.name} did not end in {seconds:.0f} s", file=sys.stderr)
-        return None
+        raise RowFailure(f"did not end in {seconds:.0f} s") from None
     lines = [text for text in done.stdout.splitlines() if text.startswith(MARK)]
     if done.returncode or not lines:
-        print(f"{row.name} failed with exit code {done.returncode}", file=sys.stderr)
-        return None
+        raise RowFailure(f"failed with exit code {done.returncode}")
     return {
         **json.loads(lines[-1].removeprefix(MARK)),
         "row_seconds": round(time.monotonic() - start, 1),

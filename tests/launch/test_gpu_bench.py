@@ -33,8 +33,11 @@ def started(monkeypatch):
     names = []
 
     def measured(row, args, seconds):
+        assert seconds <= gpu_bench.ROW_SECONDS
         names.append(row.name)
-        return None if row.depth == 30 else {**REPORT, "row": row.name}
+        if row.depth == 30:
+            raise gpu_bench.RowFailure("failed with exit code 3")
+        return {**REPORT, "row": row.name}
 
     monkeypatch.setattr(gpu_bench, "_in_own_process", measured)
     monkeypatch.setattr(gpu_bench, "device", lambda: ("gpu", "NVIDIA H200"))
@@ -59,11 +62,21 @@ def test_main_measures_missing_rows_in_the_order_of_their_worth(
     failed = [row.name for row in gpu_bench.ROWS if row.depth == 30]
     assert list(file["rows"]) == [name for name in names if name not in failed]
     assert file["device"] == "NVIDIA H200" and "train_d16" in file["rows"]
+    assert file["failures"] == dict.fromkeys(failed, "failed with exit code 3")
     started.clear()
     assert call(monkeypatch, "--out", out) == 1 and started == failed
     started.clear()
     assert call(monkeypatch, "--out", out, "--rows", "train_d16") == 0 and not started
     assert f"{len(names) - len(failed)} rows in" in capsys.readouterr().out
+
+
+def test_rows_that_failed_come_last(started, monkeypatch, tmp_path):
+    """A call whose first rows would hang again reaches the others before its time is up."""
+    out = tmp_path / "h200.json"
+    call(monkeypatch, "--out", out, "--rows", "train_d30", "sample_d30_64")
+    started.clear()
+    call(monkeypatch, "--out", out)
+    assert started[0] == "train_d16" and started[-2:] == ["train_d30", "sample_d30_64"]
 
 
 def test_main_begins_no_row_when_the_time_is_up(started, monkeypatch, tmp_path, capsys):
