@@ -141,6 +141,63 @@ ENTRY %main (a: f32[8]) -> f32[8] {{
     assert hlo.Program(PROGRAM).estimated_cycles() == 0
 
 
+def test_collectives_that_go_on_in_several_fusions_count_once():
+    """The TPU compiler starts a gather in one fusion, goes on with it in those of other operations
+    and ends it in another; each has the gather with its channel. One without a chain stays apart,
+    and the chain counts in every trip of its loop."""
+    piece = (
+        "all-gather(%p), channel_id={}, replica_groups={{{{0,1}}}}, dimensions={{0}}, "
+        'frontend_attributes={{chain_id="1"}}'
+    )
+    fusions = "".join(
+        f"""%fused.{i} (p: bf16[4,8]) -> bf16[8,8] {{
+  %p = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %g = bf16[8,8]{{1,0}} {piece.format(7)}
+}}
+"""
+        for i in range(3)
+    )
+    calls = "".join(
+        f"  %f.{i} = bf16[8,8]{{1,0}} fusion(%a), kind=kCustom, calls=%fused.{i}\n"
+        for i in range(3)
+    )
+    text = f"""{fusions}%body (a: bf16[4,8]) -> bf16[4,8] {{
+  %a = bf16[4,8]{{1,0}} parameter(0)
+{calls}  %o = bf16[8,8]{{1,0}} all-gather(%a), channel_id=7, replica_groups={{{{0,1}}}}, dimensions={{0}}
+  ROOT %s = bf16[4,8]{{1,0}} slice(%o), slice={{[0:4], [0:8]}}
+}}
+
+%cond (a: bf16[4,8]) -> pred[] {{
+  %a = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %t = pred[] constant(true)
+}}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {{
+  %a = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %w = bf16[4,8]{{1,0}} while(%a), condition=%cond, body=%body, backend_config={{"known_trip_count":{{"n":"5"}}}}
+}}
+"""  # noqa: E501
+    found = hlo.Program(text).collectives()
+    assert [(one.kind, one.bytes, one.times) for one in found] == 2 * [("all-gather", 128, 5)]
+
+
+@pytest.mark.parametrize("images", [2, 1])
+def test_matrix_flops_of_fused_attention(images):
+    """The kernel of 3 heads, 256 queries, 512 keys and 64 channels has two products of each query
+    and key forward, of which half lie in computed blocks. One image has no axis of images, and the
+    integers that say which blocks are computed have as many axes as its queries."""
+    batch = "2," * (images > 1)
+    text = f"""ENTRY %main (q: f32[1], k: f32[1], m: f32[1]) -> f32[1] {{
+  %m = s32[3,2,4]{{2,1,0}} parameter(0)
+  %q = bf16[{batch}3,256,64]{{2,1,0}} parameter(1)
+  %k = bf16[{batch}3,512,64]{{2,1,0}} parameter(2)
+  ROOT %splash_mha_fwd.1 = bf16[{batch}3,256,64]{{2,1,0}} custom-call(%m, %q, %k, %k)
+}}
+"""
+    expected = 2 * 2 * images * 3 * 256 * 512 * 64 / 2
+    assert hlo.Program(text).matrix_flops(kernel_share=0.5) == expected
+
+
 def conv(image, kernel, result, rest):
     text = f"""ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
   %a = f32[{image}]{{0}} parameter(0)

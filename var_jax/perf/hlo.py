@@ -44,6 +44,8 @@ KERNEL_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 # Custom calls that move nothing: room for an array that is then filled in place, and a view of
 # parts that lie next to each other.
 FREE_CALLS = re.compile('custom_call_target="(AllocateBuffer|ConcatBitcast)"')
+CHAIN = re.compile(r"\bchain_id=")
+CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 CALLS = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)")
 
@@ -152,11 +154,20 @@ class Program:
         )
 
     def collectives(self) -> list[Collective]:
-        """Returns the collectives of a step."""
-        collectives = []
+        """Returns the collectives of a step.
+
+        The TPU compiler writes one that goes on during other operations as a chain of fusions, each
+        of which has it: they share their channel, and are one.
+        """
+        collectives, begun = [], set()
         for scope, op, times in self._all_instructions():
             kind = op.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
+                channel = CHANNEL.search(op.attributes)
+                if channel and CHAIN.search(op.attributes):
+                    if channel[1] in begun:
+                        continue
+                    begun.add(channel[1])
                 taken = sum(a.bytes for name in op.operands for a in scope[name].outputs)
                 made = sum(a.bytes for a in op.outputs)
                 if op.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
@@ -269,9 +280,11 @@ def _flops(scope: dict[str, Instruction], op: Instruction, kernel_share: float) 
         kernels = [count for name, count in KERNEL_PRODUCTS.items() if op.name.startswith(name)]
         if not kernels:
             return 0.0
-        shapes = [scope[name].output.shape for name in op.operands]
-        queries, keys = [shape for shape in shapes if len(shape) == 4][:2]
-        return 2.0 * math.prod(queries) * keys[2] * kernels[0] * kernel_share
+        # (images, heads, tokens, channels), or without the first for one image; the integers
+        # before them say which blocks are computed.
+        arrays = [scope[name].output for name in op.operands]
+        queries, keys = [x.shape for x in arrays if "f" in x.dtype and len(x.shape) >= 3][:2]
+        return 2.0 * math.prod(queries) * keys[-2] * kernels[0] * kernel_share
     if op.opcode == "dot":
         left = scope[op.operands[0]].output
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
