@@ -18,7 +18,20 @@ def test_groups_are_full_blocks_and_then_those_of_the_policy():
 
 
 @pytest.mark.parametrize(
-    "remat", ["dot", "", "dots:", "dots:0", "dots:3", "dots:-1", "dots:1.5", "full:1", "auto:1"]
+    "remat",
+    [
+        "dot",
+        "",
+        "dots:",
+        "dots:0",
+        "dots:3",
+        "dots:-1",
+        "dots:1.5",
+        "dots:" + 5000 * "9",
+        "dots:٣",
+        "full:1",
+        "auto:1",
+    ],
 )
 def test_transformer_refuses_other_values(remat):
     """The message has the key, the value and what would be right."""
@@ -34,11 +47,3 @@ def test_partial_has_values_between_a_policy_and_full():
         blocks = [rematerialization.groups(value, depth)[-1].blocks for value in values]
         assert blocks == sorted(set(blocks), reverse=True) and all(0 < n < depth for n in blocks)
     assert rematerialization.partial("dots", 36) == ["dots:27", "dots:18", "dots:9"]
-
-
-def test_more_names_what_keeps_less():
-    """From a value of some blocks on, the full recomputation is what is left."""
-    policies = ("none", "dots", "full")
-    assert rematerialization.more("none", policies) == ["dots", "full"]
-    assert rematerialization.more("dots:3", policies) == ["full"]
-    assert rematerialization.more("full", policies) == []

@@ -19,13 +19,16 @@ pytest.importorskip(
 )
 
 CONFIG = small.train_config("transformer", "", batch_size=16)
+DEPTH = 2
 
 
 @pytest.fixture(autouse=True)
 def untraced(request, monkeypatch):
     """No derivative is traced for the memory, which takes seconds per search: all settings fit."""
-    policies = dict.fromkeys(("none", "dots", "full"), 1.0)
-    memory = memory_estimate.TrainingMemory(1.0, 1.0, 1.0, 0.0, policies, policies, 0.0, 1, 1)
+    residuals = {"none": 3e4, "dots": 1e4 + 1, "full": 1.0}
+    memory = memory_estimate.TrainingMemory(
+        1.0, 1.0, 1.0, 0.0, residuals, dict.fromkeys(residuals, 0.0), 0.0, 1, 1, DEPTH
+    )
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(memory_estimate, "of_training", lambda *_: memory)
 
@@ -100,6 +103,32 @@ def test_candidates_cost_more_where_more_is_moved_or_computed(candidates):
     assert by["hsdp", 1, "dots", 1] > base
     assert by["zero1", 1, "dots", 2] > base
     assert by["zero1", 1, "full", 1] >= base
+
+
+def test_candidates_bring_their_bytes_to_the_host_and_back(candidates, tpu_slice):
+    """By hand, 10 kB of each of 16 images, in all blocks or half of them, over 15 GB/s each way,
+    which takes longest; without them the FLOPs do, or half of the network's time, and the full
+    recomputation of half of the blocks adds an eighth to the FLOPs."""
+    by = {
+        (c.mesh["policy"], c.mesh["model"], c.remat, c.microbatches): c.seconds for c in candidates
+    }
+    host = 2 * 16 * 1e4 / 15e9
+    flops = registry.with_frozen_shapes(CONFIG).flops_per_image() * 16
+    compute = flops / (4 * tpu_slice.chip.peak_flops)
+    network = by["zero1", 1, "offload", 1] - host  # the exposed half of it
+    for remat, longest in (
+        ("offload:1", host / 2),
+        ("dots:1", max(1.125 * compute, network)),
+        ("dots", max(compute, network)),
+    ):
+        assert by["zero1", 1, remat, 1] == pytest.approx(longest + network), remat
+
+
+def test_candidates_divide_the_batch_as_a_run_does(tpu_slice):
+    """A batch of 12 in two parts is one that no four devices divide: a run would be refused."""
+    mesh = MeshConfig(data=2, model=2)
+    config = dataclasses.replace(CONFIG, batch_size=12, microbatches=2, mesh=mesh)
+    assert {one.mesh["data"] for one in of(config, tpu_slice)} == {2}
 
 
 def test_search_stops_where_no_candidate_can_be_better(tpu_slice, candidates, compiled):

@@ -179,6 +179,9 @@ ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {{
 """  # noqa: E501
     found = hlo.Program(text).collectives()
     assert [(one.kind, one.bytes, one.times) for one in found] == 2 * [("all-gather", 128, 5)]
+    # A chain that begins before its loop counts in every trip as well
+    ahead = text.replace("  ROOT %w", calls.splitlines()[0].replace("%f.0", "%f") + "\n  ROOT %w")
+    assert sorted(one.times for one in hlo.Program(ahead).collectives()) == [5, 5]
 
 
 @pytest.mark.parametrize("images", [2, 1])

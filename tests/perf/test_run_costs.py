@@ -37,11 +37,12 @@ def untraced(monkeypatch):
         frozen=1.0,
         gradients=1.0,
         gathered=0.0,
-        residuals={"none": 1.0},
-        recomputed={"none": 0.0},
+        residuals=dict.fromkeys(("none", "dots", "full"), 1.0),
+        recomputed=dict.fromkeys(("none", "dots", "full"), 0.0),
         encoded=0.0,
         parts=1,
         devices=1,
+        depth=2,
     )
     monkeypatch.setattr(memory_estimate, "of_training", lambda *_: memory)
 

@@ -139,6 +139,7 @@ def memory(**changes) -> memory_estimate.TrainingMemory:
         encoded=0.0,
         parts=2,
         devices=4,
+        depth=4,
     )
     return dataclasses.replace(parts, **changes)
 
@@ -150,6 +151,20 @@ def test_peak_adds_up_what_a_step_holds():
     assert memory().peak("full", 8) == 110 + 25 + 4 * 3
     assert memory().peak("none", 8, 2) == 110 + 45 + 2 * 8
     assert memory(encoded=50.0).peak("full", 8) == 110 + 2 * 50
+
+
+def test_peak_of_groups_of_blocks():
+    """By hand: three of four blocks keep 8 of an image and one 2, of which it computes again what
+    one full block does; parameters of the groups and their gradients are copies. What waits in the
+    host's memory takes as much of the device's as the full recomputation does."""
+    of_image = (3 * 8 + 2) / 4 + 1
+    assert memory().peak("none:3", 8) == 110 + 25 + 2 * 20 + 4 * of_image
+    residuals = {"none": 8.0, "dots": 6.0, "full": 2.0}
+    policies = memory(residuals=residuals, recomputed={"none": 0.0, "dots": 0.5, "full": 1.0})
+    assert policies.peak("offload", 8) == policies.peak("full", 8)
+    assert policies.offloaded("offload", 8) == 8 / 4 * (6 - 2)
+    assert policies.offloaded("offload:1", 8) == 8 / 4 * (6 - 2) / 4
+    assert policies.offloaded("dots:1", 8) == policies.offloaded("full", 8) == 0
 
 
 @pytest.mark.parametrize("encoded", [0.0, 7.0, 50.0])

@@ -50,6 +50,25 @@ def test_choose_takes_the_fastest_settings_that_fit():
     assert peak("zero1", "full") < peaks[0]  # so that the order of the two is a choice
 
 
+def test_choose_keeps_products_in_some_blocks_where_all_do_not_fit(monkeypatch):
+    """Of 64 images on 8 devices, by hand: "dots" keeps 8 x 100 bytes, in one of the two blocks
+    8 x 55, and the full recomputation 8 x 10."""
+    residuals = {"none": 200.0, "dots": 100.0, "full": 10.0}
+    memory = memory_estimate.TrainingMemory(
+        *(0.0, 0.0, 0.0, 0.0),
+        residuals=residuals,
+        recomputed=dict.fromkeys(residuals, 0.0),
+        encoded=0.0,
+        parts=8,
+        devices=8,
+        depth=2,
+    )
+    monkeypatch.setattr(memory_estimate, "of_training", lambda *_: memory)
+    for remat, size in (("dots", 8 * 100), ("dots:1", 8 * 55), ("full", 8 * 10)):
+        assert chosen(size / memory_rule.LARGEST_SHARE + 1).remat == remat
+        assert chosen((size - 1) / memory_rule.LARGEST_SHARE).remat != remat or remat == "full"
+
+
 @pytest.mark.long
 def test_choose_leaves_what_the_config_says():
     """A setting that is given stays, and the other is chosen beside it."""

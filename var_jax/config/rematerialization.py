@@ -5,7 +5,7 @@ last ones. The others then recompute everything: the backward pass goes through 
 first, and what these kept is free when the others are computed again.
 """
 
-from collections.abc import Iterable
+import re
 from typing import NamedTuple
 
 from var_jax.config.strict import require
@@ -16,6 +16,7 @@ OFFLOAD = "offload"
 POLICIES = ("none", "dots", OFFLOAD, FULL)
 AUTO = "auto"  # a choice that is left to `train.memory_rule`
 KEY = "transformer.remat"
+COUNT = re.compile(r"[1-9][0-9]{0,5}")  # of blocks
 
 
 class Group(NamedTuple):
@@ -38,24 +39,23 @@ def groups(remat: str, depth: int) -> tuple[Group, ...]:
     Raises:
       UserError: the value is none of them, or more blocks than there are.
     """
-    policy, _, count = remat.partition(":")
+    policy, colon, count = remat.partition(":")
     require(
-        policy in POLICIES and (":" not in remat or (count.isdecimal() and policy != FULL)),
+        policy in POLICIES and not (colon and policy == FULL),
         KEY,
         remat,
-        f"{', '.join(POLICIES)}, auto, or one of the first {len(POLICIES) - 1} for some of the "
-        "blocks alone, such as dots:8",
+        f"{', '.join(POLICIES)}, {AUTO}, or one of the first {len(POLICIES) - 1} for the last "
+        "blocks alone, such as dots:1",
     )
-    blocks = int(count) if count else depth
-    require(1 <= blocks <= depth, KEY, remat, f"of 1 to {depth} blocks, the transformer's depth")
+    blocks = int(count) if COUNT.fullmatch(count) else 0 if colon else depth
+    require(
+        1 <= blocks <= depth,
+        KEY,
+        remat,
+        f"{policy}:1 to {policy}:{depth}, by the number of blocks",
+    )
     parts = (Group(FULL, depth - blocks), Group(policy, blocks))
     return tuple(group for group in parts if group.blocks)
-
-
-def more(remat: str, policies: Iterable[str]) -> list[str]:
-    """Returns those of `policies` that keep less on the device than a value does."""
-    rank = POLICIES.index(remat.partition(":")[0])
-    return [policy for policy in policies if POLICIES.index(policy) > rank]
 
 
 def on_device(remat: str, depth: int) -> tuple[Group, ...]:

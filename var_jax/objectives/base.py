@@ -51,8 +51,8 @@ class Objective(abc.ABC, Generic[Frozen]):
       encodes_images: whether images pass through `encode` before a step.
       generates: whether its model generates images.
       carries_model: whether its workdirs have a copy of `carried_model`.
-      remat_choices: values of the section's `remat` from the least recomputation to the most, where
-        reports compare them.
+      remat_choices: values of the section's `remat` for all of a model, from the least
+        recomputation to the most, where reports compare them.
       config: the resolved config of the run.
       frozen: all weights that are not trained, on the host.
     """
@@ -67,6 +67,11 @@ class Objective(abc.ABC, Generic[Frozen]):
     def __init__(self, config: TrainConfig, frozen: Frozen):
         self.config = config
         self.frozen = frozen
+
+    @property
+    def remat_values(self) -> tuple[str, ...]:
+        """Values of `remat` that a choice by memory tries, from the least recomputation on."""
+        return self.remat_choices
 
     # How an objective is opened: a config, and frozen weights from one of three sources.
 

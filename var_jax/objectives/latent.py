@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from var_jax.config import rematerialization
 from var_jax.config.model import ModelConfig, TransformerConfig
 from var_jax.config.strict import require_classes
 from var_jax.config.train import TrainConfig
@@ -212,6 +213,12 @@ class LatentObjective(Objective[FrozenTokenizer]):
             "6nd": flops.six_nd_train_flops(self.model),
             "dense": flops.dense_attention_train_flops(self.model),
         }
+
+    @property
+    def remat_values(self) -> tuple[str, ...]:
+        """Beside those of all blocks, "dots" in some of them."""
+        none, dots, full = self.remat_choices
+        return (none, dots, *rematerialization.partial(dots, self.model.depth), full)
 
     def param_count(self) -> dict[str, int]:
         return flops.param_count(self.model)

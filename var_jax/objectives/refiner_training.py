@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.config import idle_keys
+from var_jax.config import idle_keys, rematerialization
 from var_jax.config.model import ModelConfig, TransformerConfig
 from var_jax.config.refiner_config import RefinerConfig
 from var_jax.config.scales import Scales
@@ -71,6 +71,13 @@ class RefinerTraining(OnFrozenBase, NextScale):
         refined = dataclasses.replace(base.transformer, param_dtype="float32", **own)
         resolved = dataclasses.replace(config, tokenizer=base.tokenizer, transformer=refined)
         idle_keys.refuse_unused_by_objective(resolved, OWN_KEYS, started_with)
+        policy = refined.remat.partition(":")[0]
+        require(
+            policy == refined.remat,
+            rematerialization.KEY,
+            refined.remat,
+            f"that of all blocks, such as {policy}, for a refiner",
+        )
         require(
             base.transformer.class_dropout > 0 or refined.class_dropout == 0,
             "transformer.class_dropout",
@@ -79,6 +86,10 @@ class RefinerTraining(OnFrozenBase, NextScale):
             "never trained",
         )
         return resolved
+
+    @property
+    def remat_values(self) -> tuple[str, ...]:
+        return self.remat_choices  # the model's depth, which others divide, is not the refiner's
 
     @property
     def refiner(self) -> RefinerConfig:

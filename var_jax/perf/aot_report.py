@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from var_jax.config import rematerialization
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.devices.chips import Chip
@@ -120,7 +119,8 @@ def measure(
     if compiled is not None:
         figures |= aot.memory(compiled)
         figures["fits"] = figures["peak_bytes"] <= tpu_slice.chip.hbm_bytes
-        host = host_seconds(figures["host_bytes"], tpu_slice.chip)
+        # A part of the batch after the other takes the same place.
+        host = host_seconds(figures["host_bytes"] * config.microbatches, tpu_slice.chip)
         program = hlo.Program(compiled.as_text())
         figures |= _times(step, program, tpu_slice, _kernel_share(config), host)
         _schedule(figures, config)
@@ -129,25 +129,26 @@ def measure(
     return figures
 
 
-def host_seconds(size: float, chip: Chip) -> float:
+def host_seconds(size: float, chip: Chip) -> float | None:
     """Returns the time to bring bytes to the host's memory and back, one after the other.
 
-    Each way the bytes take the link of a chip, that of all of its devices. Infinite where the rate
-    of the link is not known.
+    Each way the bytes take the link of a chip, that of all of its devices. None where the rate of
+    the link is not known.
     """
     if not size:
         return 0.0
     rate = chip.host_bandwidth
-    return 2 * size * chip.devices_per_chip / rate if rate else float("inf")
+    return 2 * size * chip.devices_per_chip / rate if rate else None
 
 
 def _times(
-    step: Step, program: hlo.Program, tpu_slice: Slice, kernel_share: float, host: float
+    step: Step, program: hlo.Program, tpu_slice: Slice, kernel_share: float, host: float | None
 ) -> dict[str, Any]:
     """Returns the work of a program and the bounds of its time.
 
     Args:
-      host: seconds of its copies to and from the host's memory.
+      host: seconds of its copies to and from the host's memory; None if not known, and not in the
+        bounds.
     """
     devices = step.mesh.devices.ravel()
     moved: dict[str, float] = defaultdict(float)
@@ -163,8 +164,8 @@ def _times(
     compute = executed / tpu_slice.chip.peak_flops
     memory_seconds = traffic / tpu_slice.chip.hbm_bandwidth
     network = sum(seconds.values())
-    hidden = max(compute, memory_seconds, network, host)
-    exposed = max(compute, memory_seconds, network / 2, host) + network / 2
+    hidden = max(compute, memory_seconds, network, host or 0.0)
+    exposed = max(compute, memory_seconds, network / 2, host or 0.0) + network / 2
     at_peak = step.flops / (tpu_slice.chip.peak_flops * len(devices))
     return {
         "executed_flops": executed * len(devices),
@@ -213,7 +214,7 @@ def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]
     of the bytes that they keep.
     """
     data, current = sharding.batch_parts(figures["mesh"]), objective.model.remat
-    choices = objective.remat_choices
+    choices = objective.remat_values
     saved = {
         name: memory_estimate.residual_bytes(objective, name, data)
         for name in dict.fromkeys((*choices, current))
@@ -243,7 +244,7 @@ def _advice(
     current, model = objective.model.remat, figures["mesh"]["model"]
     advice = [
         f"{objective.section}.remat={name}: about {gib(peaks[name])}"
-        for name in rematerialization.more(current, objective.remat_choices)
+        for name in objective.remat_values
         if peaks[name] < figures["peak_bytes"]
     ]
     rows = config.batch_size // sharding.batch_parts(figures["mesh"]) // config.microbatches

@@ -255,11 +255,13 @@ def _on_mesh(
     with_policy = objective.with_config(dataclasses.replace(config, mesh=layout))
     devices = make_mesh(layout, tpu_slice.devices)
     memory = memory_estimate.of_training(with_policy, devices.shape, "tpu", model.dtype, residuals)
-    rows = config.batch_size // (mesh["data"] * config.microbatches)
+    rows, rest = divmod(config.batch_size, mesh["data"] * config.microbatches)
+    if rest:  # a run is refused
+        return
     factors = [number for number in range(1, rows + 1) if rows % number == 0][:FEW_PARTS]
     for remat in _remats(objective):
         host = aot_report.host_seconds(memory.offloaded(remat, config.batch_size), chip)
-        if host == float("inf"):  # the chip's way to the host has no rate
+        if host is None:  # the chip's way to the host has no rate
             continue
         for factor in factors:
             parts = factor * config.microbatches
@@ -272,15 +274,11 @@ def _on_mesh(
 
 def _remats(objective: Objective[Any]) -> tuple[str, ...]:
     """Returns the values of rematerialization that are tried, for all blocks or some."""
-    if not objective.remat_choices:
+    values = objective.remat_values
+    if not values:
         return memory_estimate.REMAT_OF_TOKENIZER
-    depth = objective.model.depth
-    some = [
-        value
-        for policy in ("dots", rematerialization.OFFLOAD)
-        for value in rematerialization.partial(policy, depth)
-    ]
-    return (*rematerialization.POLICIES, *some)
+    on_host = [x.replace("dots", rematerialization.OFFLOAD) for x in values if "dots" in x]
+    return (*values, *on_host)
 
 
 def _least_seconds(

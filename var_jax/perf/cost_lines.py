@@ -77,7 +77,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[Row]:
         yield "would help", text
     for dtype, policies in figures["training"].items():
         for remat, fit in policies.items():
-            yield f"  {dtype}", f"remat {remat:5} {_size(fit['peak_bytes']):>13}{_fit(fit)}"
+            yield f"  {dtype}", f"remat {remat:7} {_size(fit['peak_bytes']):>13}{_fit(fit)}"
 
 
 def _fit(fit: Mapping[str, Any]) -> str:

@@ -159,15 +159,10 @@ class Program:
         The TPU compiler writes one that goes on during other operations as a chain of fusions, each
         of which has it: they share their channel, and are one.
         """
-        collectives, begun = [], set()
+        collectives, chains = [], {}
         for scope, op, times in self._all_instructions():
             kind = op.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                channel = CHANNEL.search(op.attributes)
-                if channel and CHAIN.search(op.attributes):
-                    if channel[1] in begun:
-                        continue
-                    begun.add(channel[1])
                 taken = sum(a.bytes for name in op.operands for a in scope[name].outputs)
                 made = sum(a.bytes for a in op.outputs)
                 if op.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
@@ -175,9 +170,15 @@ class Program:
                 size = taken if kind in ("all-reduce", "collective-permute") else max(taken, made)
                 arrays = [a for name in op.operands for a in scope[name].outputs]
                 dtype = max(arrays, key=lambda a: a.bytes).dtype if arrays else ""
-                group = first_group(op.attributes)
-                collectives.append(Collective(kind, size, group, times, dtype))
-        return collectives
+                one = Collective(kind, size, first_group(op.attributes), times, dtype)
+                channel = CHANNEL.search(op.attributes)
+                if channel and CHAIN.search(op.attributes):
+                    pieces = chains.setdefault(channel[1], [])
+                    pieces.append(one)
+                else:
+                    collectives.append(one)
+        longest = [max(pieces, key=lambda one: one.times) for pieces in chains.values()]
+        return collectives + longest
 
     def hbm_bytes(self) -> float:
         """Returns the bytes that one device reads from and writes to its memory per step.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from var_jax.config import idle_keys, rematerialization
+from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.train import TrainConfig
 from var_jax.data import token_manifest
@@ -173,7 +173,8 @@ def _training(
     own = memories[model.dtype]
     training: dict[str, Any] = {}
     for dtype, memory in memories.items():
-        training[dtype] = {remat: _fit(memory, remat, config, budget) for remat in memory.residuals}
+        values = objective.remat_values or memory_estimate.REMAT_OF_TOKENIZER
+        training[dtype] = {remat: _fit(memory, remat, config, budget) for remat in values}
     figures = {
         "dtype": model.dtype,
         "remat": model.remat,
@@ -208,8 +209,9 @@ def _fit(
 def _advice(objective: Objective[Any], memory: TrainingMemory, budget: float) -> list[str]:
     """Returns the settings that would make a run fit, the smallest change first."""
     config, section = objective.config, objective.section
-    advice, choices = [], list(memory.residuals)
-    for remat in rematerialization.more(objective.model.remat, choices):
+    choices = objective.remat_values or memory_estimate.REMAT_OF_TOKENIZER
+    advice = []
+    for remat in choices:  # the run's own value, and what keeps more, takes more than there is
         if memory.peak(remat, config.batch_size, config.microbatches) <= budget:
             advice.append(f"{section}.remat={remat}")
             break

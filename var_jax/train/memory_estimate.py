@@ -60,13 +60,14 @@ class TrainingMemory:
     encoded: float
     parts: int
     devices: int
-    depth: int = 1
+    depth: int
 
     def peak(self, remat: str, images: int, microbatches: int = 1) -> float:
         """Returns the bytes per device of a step over `images` on all devices."""
         activations = images / self.parts / microbatches * self._of_image(remat)
         encoding = images / self.devices * self.encoded
-        return self.state + self.frozen + max(self._fixed(microbatches) + activations, encoding)
+        training = self._fixed(remat, microbatches) + activations
+        return self.state + self.frozen + max(training, encoding)
 
     def most_images(self, remat: str, budget: float, microbatches: int = 1) -> int:
         """Returns the largest batch over all devices that takes at most `budget` bytes on each.
@@ -74,25 +75,30 @@ class TrainingMemory:
         The batch is a multiple of the number of parts and microbatches; 0 if none is so small.
         """
         room = budget - self.state - self.frozen
-        rows = (room - self._fixed(microbatches)) / self._of_image(remat)
+        rows = (room - self._fixed(remat, microbatches)) / self._of_image(remat)
         if self.encoded:
             of_encoder = room / self.encoded * self.devices / self.parts / microbatches
             rows = min(rows, of_encoder)
         return max(int(rows), 0) * self.parts * microbatches
 
     def offloaded(self, remat: str, images: int) -> float:
-        """Returns the bytes per device that a step over `images` keeps in the host's memory."""
+        """Returns the bytes per device that a step over `images` brings to the host's memory.
+
+        They are the fewest that these can be, if all axes of the mesh divide what is kept.
+        """
         groups = rematerialization.groups(remat, self.depth)
         blocks = sum(one.blocks for one in groups if one.policy == rematerialization.OFFLOAD)
         if not blocks:
             return 0.0
         of_image = self.residuals["dots"] - self.residuals[rematerialization.FULL]
-        return images / self.parts * of_image * blocks / self.depth
+        return images / self.devices * of_image * blocks / self.depth
 
-    def _fixed(self, microbatches: int) -> float:
+    def _fixed(self, remat: str, microbatches: int) -> float:
         """Returns the bytes that do not grow with the images, besides state and frozen weights."""
         sums = 1 if microbatches == 1 else 2  # gradients of a part, and their sum so far
-        return sums * self.gradients + self.gathered
+        # The parameters of each group of blocks, and their gradients, are copies.
+        copies = 2 if len(rematerialization.on_device(remat, self.depth)) > 1 else 0
+        return (sums + copies) * self.gradients + self.gathered
 
     def _of_image(self, remat: str) -> float:
         groups = rematerialization.on_device(remat, self.depth)

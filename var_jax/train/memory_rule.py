@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from var_jax.config import rematerialization
 from var_jax.config.rematerialization import AUTO
 from var_jax.config.sections import Policy
-from var_jax.config.transformer_config import TransformerConfig
 from var_jax.devices import chips
 from var_jax.objectives.base import Objective
 from var_jax.train import memory_estimate
@@ -115,8 +113,5 @@ def _remats(objective: Objective[Any]) -> tuple[str, ...]:
     take a few FLOPs each, and keeping them would write and read several times the bytes that the
     products take. Between it and "full" are those of some of the blocks.
     """
-    every = objective.remat_choices
-    if not every:
-        return memory_estimate.REMAT_OF_TOKENIZER
-    assert isinstance(objective.model, TransformerConfig)
-    return ("dots", *rematerialization.partial("dots", objective.model.depth), "full")
+    every = objective.remat_values or memory_estimate.REMAT_OF_TOKENIZER
+    return every[every.index("dots") :] if "dots" in every else every
