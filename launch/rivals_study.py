@@ -61,7 +61,11 @@ SAMPLERS: dict[str, dict[str, dict[str, Any]]] = {
     "next_token": {f"cfg{t:g}": {"cfg": t} for t in (0.0, 0.5, 1.0, 2.0)},
     "masked": {
         f"steps{n}_cfg{t:g}": {"steps": n, "cfg": t}
-        for n, t in ((8, 0.0), (8, 1.0), (16, 0.0), (16, 1.0), (32, 1.0))
+        for n, t in ((8, 0.0), (8, 1.0), (16, 0.0), (16, 1.0), (16, 2.0), (32, 1.0))
+    }
+    | {  # by default the noise is 4.5
+        f"steps16_cfg{t:g}_noise{x:g}": {"steps": 16, "cfg": t, "noise": x}
+        for t, x in ((0.5, 9.0), (1.0, 9.0), (1.0, 18.0))
     },
     "diffusion": {
         "heun25_cfg0": {"solver": "heun", "steps": 25, "cfg": 0.0},

@@ -48,6 +48,19 @@ def test_compare_writes_points_laws_report_and_plots(tmp_path, capsys):
         assert np.asarray(Image.open(tmp_path / "out" / name).convert("L")).std() > 5
 
 
+def test_compare_takes_some_qualities_alone(tmp_path, capsys):
+    """Others are in no file, and a name that no run has is refused with those that they have."""
+    write_table(tmp_path / "t.csv")
+    command = ["compare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--qualities"]
+    assert main([*command, "frechet_distance"]) == 0
+    points = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert {name for one in points.values() for name in one} == {"frechet_distance"}
+    assert "loss" not in (tmp_path / "out" / "report.md").read_text()
+    capsys.readouterr()
+    assert main([*command, "fid"]) == 2
+    assert "--qualities is fid; it must be of frechet_distance, loss" in capsys.readouterr().err
+
+
 def test_compare_removes_plots_of_costs_that_are_gone(tmp_path):
     """A second comparison without seconds in the same directory leaves no plot of the first one's,
     which its report would not mention; other pictures stay, and no partial file is left."""

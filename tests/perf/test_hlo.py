@@ -161,9 +161,10 @@ def test_collectives_that_go_on_in_several_fusions_count_once():
         f"  %f.{i} = bf16[8,8]{{1,0}} fusion(%a), kind=kCustom, calls=%fused.{i}\n"
         for i in range(3)
     )
+    trips = 'backend_config={"known_trip_count":{"n":"5"}}'
     text = f"""{fusions}%body (a: bf16[4,8]) -> bf16[4,8] {{
   %a = bf16[4,8]{{1,0}} parameter(0)
-{calls}  %o = bf16[8,8]{{1,0}} all-gather(%a), channel_id=7, replica_groups={{{{0,1}}}}, dimensions={{0}}
+{calls}  %o = bf16[8,8]{{1,0}} all-gather(%a), channel_id=7, replica_groups={{{{0,1}}}}
   ROOT %s = bf16[4,8]{{1,0}} slice(%o), slice={{[0:4], [0:8]}}
 }}
 
@@ -174,11 +175,11 @@ def test_collectives_that_go_on_in_several_fusions_count_once():
 
 ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {{
   %a = bf16[4,8]{{1,0}} parameter(0)
-  ROOT %w = bf16[4,8]{{1,0}} while(%a), condition=%cond, body=%body, backend_config={{"known_trip_count":{{"n":"5"}}}}
+  ROOT %w = bf16[4,8]{{1,0}} while(%a), condition=%cond, body=%body, {trips}
 }}
-"""  # noqa: E501
-    found = hlo.Program(text).collectives()
-    assert [(one.kind, one.bytes, one.times) for one in found] == 2 * [("all-gather", 128, 5)]
+"""
+    collectives = hlo.Program(text).collectives()
+    assert [(one.kind, one.bytes, one.times) for one in collectives] == 2 * [("all-gather", 128, 5)]
     # A chain that begins before its loop counts in every trip as well
     ahead = text.replace("  ROOT %w", calls.splitlines()[0].replace("%f.0", "%f") + "\n  ROOT %w")
     assert sorted(one.times for one in hlo.Program(ahead).collectives()) == [5, 5]

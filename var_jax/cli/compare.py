@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser):
         metavar="DIR",
         help="directory for compare.json, laws.json, report.md and the plots",
     )
+    parser.add_argument(
+        "--qualities",
+        nargs="+",
+        metavar="NAME",
+        help="compare these alone, such as frechet_distance (default: all)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     )
 
     comparison = read_sources.read(args.sources)
+    if args.qualities:
+        comparison = comparison.only(args.qualities)
     laws = quality_laws.fit(comparison)
     figures = comparison_plots.all_figures(comparison, laws)
     comparison_report.write(epath.Path(args.out), comparison, laws, figures, args.sources)

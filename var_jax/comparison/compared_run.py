@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from var_jax.config.strict import require
+
 Direction = Literal["lower", "share", "higher", "unknown"]
 
 TRAINING = "train_flops"  # the axis that compare.json and the laws have as x
@@ -104,6 +106,22 @@ class Comparison:
         """Names of the qualities: those that objectives share first."""
         names = dict.fromkeys(name for run in self.runs for name in run.quality)
         return sorted(names, key=has_own_units)
+
+    def only(self, qualities: Sequence[str]) -> "Comparison":
+        """Returns the comparison of these qualities alone, and of the runs that have any.
+
+        Raises:
+          UserError: no run has one of them.
+        """
+        for name in qualities:
+            require(name in self.qualities, "--qualities", name, f"of {', '.join(self.qualities)}")
+        runs = [
+            dataclasses.replace(
+                run, quality={name: run.quality[name] for name in qualities if name in run.quality}
+            )
+            for run in self.runs
+        ]
+        return dataclasses.replace(self, runs=[run for run in runs if run.quality])
 
     def of(self, objective: str, quality: str) -> list[ComparedRun]:
         """Returns the runs of an objective that have a quality."""

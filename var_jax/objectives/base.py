@@ -42,8 +42,8 @@ Frozen = TypeVar("Frozen")  # a pytree of weights that are not trained
 class Objective(abc.ABC, Generic[Frozen]):
     """A training objective: a model, its loss, its metrics and its optimizers.
 
-    An instance belongs to one run: its config is resolved (sizes of the data and of the tokenizer
-    are filled in, terms without weights left out) and never changes.
+    An instance belongs to one run: its config is resolved (sizes of data and tokenizer filled in,
+    terms without weights left out) and never changes.
 
     Attributes:
       section: the config's section of the trained model, and the model's part in a model directory.
@@ -51,8 +51,6 @@ class Objective(abc.ABC, Generic[Frozen]):
       encodes_images: whether images pass through `encode` before a step.
       generates: whether its model generates images.
       carries_model: whether its workdirs have a copy of `carried_model`.
-      remat_choices: values of the section's `remat` for all of a model, from the least
-        recomputation to the most, where reports compare them.
       config: the resolved config of the run.
       frozen: all weights that are not trained, on the host.
     """
@@ -62,16 +60,15 @@ class Objective(abc.ABC, Generic[Frozen]):
     encodes_images: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     carries_model: ClassVar[bool] = True
-    remat_choices: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TrainConfig, frozen: Frozen):
         self.config = config
         self.frozen = frozen
 
     @property
-    def remat_values(self) -> tuple[str, ...]:
-        """Values of `remat` that a choice by memory tries, from the least recomputation on."""
-        return self.remat_choices
+    def remat_choices(self) -> tuple[str, ...]:
+        """Values of the section's `remat`, from the least recomputation on; () for none."""
+        return ()
 
     # How an objective is opened: a config, and frozen weights from one of three sources.
 
@@ -95,10 +92,7 @@ class Objective(abc.ABC, Generic[Frozen]):
 
     @classmethod
     def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
-        """Returns the config and the shapes of the frozen weights, without reading files.
-
-        Programs can be compiled for the shapes, and cannot be run.
-        """
+        """Returns the config and the shapes of the frozen weights, for programs that are not run."""
         return config, NoFrozen()
 
     @classmethod

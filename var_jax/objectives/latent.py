@@ -54,7 +54,6 @@ class LatentObjective(Objective[FrozenTokenizer]):
     reads_tokens = True
     encodes_images = True
     generates = True
-    remat_choices = ("none", "dots", "full")
     batch_over_model_axis = False
     teacher_parts: ClassVar[tuple[str, ...]] = frozen_tokenizer.TEACHER
 
@@ -215,10 +214,8 @@ class LatentObjective(Objective[FrozenTokenizer]):
         }
 
     @property
-    def remat_values(self) -> tuple[str, ...]:
-        """Beside those of all blocks, "dots" in some of them."""
-        none, dots, full = self.remat_choices
-        return (none, dots, *rematerialization.partial(dots, self.model.depth), full)
+    def remat_choices(self) -> tuple[str, ...]:
+        return ("none", "dots", *rematerialization.partial("dots", self.model.depth), "full")
 
     def param_count(self) -> dict[str, int]:
         return flops.param_count(self.model)

@@ -88,8 +88,8 @@ class RefinerTraining(OnFrozenBase, NextScale):
         return resolved
 
     @property
-    def remat_values(self) -> tuple[str, ...]:
-        return self.remat_choices  # the model's depth, which others divide, is not the refiner's
+    def remat_choices(self) -> tuple[str, ...]:
+        return ("none", "dots", "full")  # the model's depth, which others divide, is not its own
 
     @property
     def refiner(self) -> RefinerConfig:

@@ -214,7 +214,7 @@ def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]
     of the bytes that they keep.
     """
     data, current = sharding.batch_parts(figures["mesh"]), objective.model.remat
-    choices = objective.remat_values
+    choices = objective.remat_choices
     saved = {
         name: memory_estimate.residual_bytes(objective, name, data)
         for name in dict.fromkeys((*choices, current))
@@ -244,7 +244,7 @@ def _advice(
     current, model = objective.model.remat, figures["mesh"]["model"]
     advice = [
         f"{objective.section}.remat={name}: about {gib(peaks[name])}"
-        for name in objective.remat_values
+        for name in objective.remat_choices
         if peaks[name] < figures["peak_bytes"]
     ]
     rows = config.batch_size // sharding.batch_parts(figures["mesh"]) // config.microbatches

@@ -274,7 +274,7 @@ def _on_mesh(
 
 def _remats(objective: Objective[Any]) -> tuple[str, ...]:
     """Returns the values of rematerialization that are tried, for all blocks or some."""
-    values = objective.remat_values
+    values = objective.remat_choices
     if not values:
         return memory_estimate.REMAT_OF_TOKENIZER
     on_host = [x.replace("dots", rematerialization.OFFLOAD) for x in values if "dots" in x]

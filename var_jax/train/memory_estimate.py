@@ -128,7 +128,8 @@ def of_training(
     objective = _computing_in(objective, dtype, platform)
     model = objective.model
     data, devices = sharding.batch_parts(mesh), math.prod(mesh.values())
-    remat = objective.remat_choices or REMAT_OF_TOKENIZER
+    choices = objective.remat_choices or REMAT_OF_TOKENIZER
+    remat = tuple(name for name in choices if ":" not in name)  # the others are means of these
     residuals = residuals or _residuals_per_image(objective, remat)
     share = _share_of_block(model) / (1 if objective.batch_over_model_axis else mesh["model"])
     return TrainingMemory(
