@@ -92,7 +92,7 @@ class Objective(abc.ABC, Generic[Frozen]):
 
     @classmethod
     def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
-        """Returns the config and the shapes of the frozen weights, for programs that are not run."""
+        """Returns the config and the frozen weights' shapes, for programs that are not run."""
         return config, NoFrozen()
 
     @classmethod
