@@ -20,7 +20,7 @@ is as published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
 | d20       | 368 to 410 chip-hours of v5p      | FID-50k 2.57                         |
 | d24       | 866 to 965 chip-hours of v5p      | FID-50k 2.09                         |
 | d30       | 1,645 to 1,790 chip-hours of v5p  | FID-50k 1.92                         |
-| tokenizer | 911 to 1,103 chip-hours of v5e    | rFID 0.92, of one from OpenImages    |
+| tokenizer | 911 to 1,019 chip-hours of v5e    | rFID 0.92, of one from OpenImages    |
 
 The tokenizer's recipe is vaex's (github.com/FoundationVision/vaex) but for these differences, for
 which docs/results/tokenizer.md has the reasons at length:

@@ -12,7 +12,7 @@ The files, and their substitutes, are those of configs/imagenet256.py, and so is
 recipe, repeated here, with its differences from the published one but that of the images. No run of
 this config is on record.
 
-  cost      tokenizer: 911 to 1,103 chip-hours of TPU v5e: the lower bound that `var-jax aot`
+  cost      tokenizer: 911 to 1,019 chip-hours of TPU v5e: the lower bound that `var-jax aot`
             computes from the same step on ImageNet, compiled for 256 chips, with communication
             hidden and half exposed (docs/results/aot/tokenizer_v5e-16x16.json, with two options of
             the compiler that docs/results/aot.md names). Transformers: not compiled
