@@ -64,7 +64,7 @@ SAMPLERS: dict[str, dict[str, dict[str, Any]]] = {
         for n, t in ((8, 0.0), (8, 1.0), (16, 0.0), (16, 1.0), (16, 2.0), (32, 1.0))
     }
     | {  # by default the noise is 4.5
-        f"steps16_cfg1_noise{x:g}": {"steps": 16, "cfg": 1.0, "noise": x} for x in (9.0, 18.0, 36.0)
+        f"steps16_cfg1_noise{x:g}": {"steps": 16, "cfg": 1.0, "noise": x} for x in (9.0, 18.0)
     },
     "diffusion": {
         "heun25_cfg0": {"solver": "heun", "steps": 25, "cfg": 0.0},
