@@ -55,9 +55,12 @@ def work(file: str, flags: list[str], executable: Path, arm: str):
     from var_jax.train.program import Program
 
     marks.append(time.process_time())
-    of_shapes = registry.with_frozen_shapes(config)
-    frozen = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), of_shapes.frozen)
-    objective = type(of_shapes)(of_shapes.config, frozen)
+    if config.stage == "tokenizer":  # the networks of its losses are those of a run
+        objective = registry.with_random_frozen(config)
+    else:
+        of_shapes = registry.with_frozen_shapes(config)
+        frozen = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), of_shapes.frozen)
+        objective = type(of_shapes)(of_shapes.config, frozen)
     mesh = mesh_choice.choose(objective).mesh
     with jax.set_mesh(mesh):
         program = Program(objective, mesh)
