@@ -25,7 +25,7 @@ RATIOS = [
     ("d30_v5e-16x16", "imagenet256.py", "d30", 0.87),
     ("d24_v6e-16x16", "imagenet256.py", "d24", 0.95),
     ("d36_v5p-4x4x8", "imagenet512.py", "d36", 0.79),
-    ("d36_v5e-16x16", "imagenet512.py", "d36", 1.06),
+    ("d36_v5e-16x16", "imagenet512.py", "d36", 0.81),
     ("d64_v5p-8x8x16", "imagenet256.py", "d64", 0.95),
     ("dit-xl-2_v5p-4x4x8", "imagenet256_rivals.py", "dit_xl_2", 1.03),
     ("llamagen-xxl_v5p-4x4x8", "imagenet256_rivals.py", "llamagen_xxl", 0.94),
