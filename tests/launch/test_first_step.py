@@ -30,7 +30,7 @@ import first_step
 first_step.work({file!r}, {flags!r}, Path({str(tmp_path / "step")!r}), sys.argv[1])
 """
     for arm in ("cold", "executable"):
-        environment = {**os.environ, **script.environment(tmp_path / "programs")}
+        environment = {**os.environ, **script.environment(tmp_path / "programs"), "XLA_FLAGS": ""}
         done = subprocess.run(
             [sys.executable, "-c", command, arm],
             cwd=ROOT,
