@@ -204,11 +204,11 @@ def test_residual_bytes_fall_with_recomputation():
     most without rematerialization, fewer if the products are saved, of all blocks or one, and
     fewest with full rematerialization or with the products in the host's memory."""
     objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
-    none, dots, some, full = (
-        memory_estimate.residual_bytes(objective, remat, 1) for remat in objective.remat_choices
-    )
+    values = (*objective.remat_choices, "offload")
+    sizes = memory_estimate.residual_bytes_by_value(objective, values, 1)
+    none, dots, some, full, on_host = sizes.values()
     assert none > dots > some > full > 0
-    assert memory_estimate.residual_bytes(objective, "offload", 1) == full
+    assert on_host == full
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ first, and what these kept is free when the others are computed again.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from var_jax.config.strict import require
@@ -64,6 +65,12 @@ def on_device(remat: str, depth: int) -> tuple[Group, ...]:
         group._replace(policy=FULL) if group.policy == OFFLOAD else group
         for group in groups(remat, depth)
     )
+
+
+def mean(of_policy: Mapping[str, float], parts: Sequence[Group]) -> float:
+    """Returns the mean over all blocks of a number that each policy has."""
+    total = sum(of_policy[one.policy] * one.blocks for one in parts)
+    return total / sum(one.blocks for one in parts)
 
 
 def partial(policy: str, depth: int) -> list[str]:

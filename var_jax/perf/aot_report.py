@@ -215,10 +215,7 @@ def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]
     """
     data, current = sharding.batch_parts(figures["mesh"]), objective.model.remat
     choices = objective.remat_choices
-    saved = {
-        name: memory_estimate.residual_bytes(objective, name, data)
-        for name in dict.fromkeys((*choices, current))
-    }
+    saved = memory_estimate.residual_bytes_by_value(objective, (*choices, current), data)
     held = figures.get("argument_bytes", 0)
     peaks = {
         name: max(figures["peak_bytes"] + saved[name] - saved[current], held) for name in choices

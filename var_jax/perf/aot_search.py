@@ -36,7 +36,7 @@ from var_jax.train.memory_rule import Settings, with_settings
 MODEL_AXES = (1, 2, 4)  # devices along the axis of tensor parallelism
 FEW_PARTS = 3  # factors on the config's microbatches: the smallest divisors of a device's images
 # Executed over analytic FLOPs, at least: "full" computes the forward pass of its blocks twice.
-LEAST_EXECUTED = {"full": 1.25}
+LEAST_EXECUTED = dict.fromkeys(rematerialization.POLICIES, 1.0) | {rematerialization.FULL: 1.25}
 # Options worth a trial, by chip: reduce-scatters on a whole slice by its sparse cores, which the
 # compiler otherwise replaces by all-reduces of twice the bytes.
 ON_SPARSE_CORES = "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter=true"
@@ -274,9 +274,7 @@ def _on_mesh(
 
 def _remats(objective: Objective[Any]) -> tuple[str, ...]:
     """Returns the values of rematerialization that are tried, for all blocks or some."""
-    values = objective.remat_choices
-    if not values:
-        return memory_estimate.REMAT_OF_TOKENIZER
+    values = memory_estimate.remat_values(objective)
     on_host = [x.replace("dots", rematerialization.OFFLOAD) for x in values if "dots" in x]
     return (*values, *on_host)
 
@@ -314,8 +312,7 @@ def _least_seconds(
 def _least_executed(model: Any, remat: str) -> float:
     """Returns the least executed over analytic FLOPs, the mean over all blocks."""
     depth = model.depth if isinstance(model, TransformerConfig) else 1
-    groups = rematerialization.groups(remat, depth)
-    return sum(LEAST_EXECUTED.get(one.policy, 1.0) * one.blocks for one in groups) / depth
+    return rematerialization.mean(LEAST_EXECUTED, rematerialization.groups(remat, depth))
 
 
 def _tensor_parallel_seconds(objective: Objective[Any], mesh: Mesh, tpu_slice: Slice) -> float:

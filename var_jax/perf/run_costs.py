@@ -173,7 +173,7 @@ def _training(
     own = memories[model.dtype]
     training: dict[str, Any] = {}
     for dtype, memory in memories.items():
-        values = objective.remat_choices or memory_estimate.REMAT_OF_TOKENIZER
+        values = memory_estimate.remat_values(objective)
         training[dtype] = {remat: _fit(memory, remat, config, budget) for remat in values}
     figures = {
         "dtype": model.dtype,
@@ -209,7 +209,7 @@ def _fit(
 def _advice(objective: Objective[Any], memory: TrainingMemory, budget: float) -> list[str]:
     """Returns the settings that would make a run fit, the smallest change first."""
     config, section = objective.config, objective.section
-    choices = objective.remat_choices or memory_estimate.REMAT_OF_TOKENIZER
+    choices = memory_estimate.remat_values(objective)
     advice = []
     for remat in choices:  # the run's own value, and what keeps more, takes more than there is
         if memory.peak(remat, config.batch_size, config.microbatches) <= budget:

@@ -8,7 +8,7 @@ and frees arrays early, and needs room of its own: its figure may be smaller or 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -102,8 +102,8 @@ class TrainingMemory:
 
     def _of_image(self, remat: str) -> float:
         groups = rematerialization.on_device(remat, self.depth)
-        residuals = sum(self.residuals[one.policy] * one.blocks for one in groups) / self.depth
-        return residuals + max(self.recomputed[one.policy] for one in groups)
+        recomputed = max(self.recomputed[one.policy] for one in groups)
+        return rematerialization.mean(self.residuals, groups) + recomputed
 
 
 def of_training(
@@ -128,8 +128,8 @@ def of_training(
     objective = _computing_in(objective, dtype, platform)
     model = objective.model
     data, devices = sharding.batch_parts(mesh), math.prod(mesh.values())
-    choices = objective.remat_choices or REMAT_OF_TOKENIZER
-    remat = tuple(name for name in choices if ":" not in name)  # the others are means of these
+    # Values of some of the blocks are means of the others.
+    remat = tuple(name for name in remat_values(objective) if ":" not in name)
     residuals = residuals or _residuals_per_image(objective, remat)
     share = _share_of_block(model) / (1 if objective.batch_over_model_axis else mesh["model"])
     return TrainingMemory(
@@ -144,6 +144,11 @@ def of_training(
         devices=devices,
         depth=_depth(model),
     )
+
+
+def remat_values(objective: Objective[Any]) -> tuple[str, ...]:
+    """Returns the values of `remat` of an objective's model, from the least recomputation on."""
+    return objective.remat_choices or REMAT_OF_TOKENIZER
 
 
 def state_bytes(objective: Objective[Any], mesh: Mapping[str, int]) -> float:
@@ -209,6 +214,20 @@ def of_sampling(objective: Objective[Any], mesh: Mapping[str, int], dtype: str) 
     return SamplingMemory(itemsize * numbers, float(batch_size.bytes_per_image(model, rows=2)))
 
 
+def residual_bytes_by_value(
+    objective: Objective[Any], values: Iterable[str], data: int
+) -> dict[str, float]:
+    """Returns `residual_bytes` for values of rematerialization, of all blocks or some.
+
+    Each policy is traced once.
+    """
+    depth = _depth(objective.model)
+    groups = {value: rematerialization.on_device(value, depth) for value in values}
+    policies = dict.fromkeys(one.policy for parts in groups.values() for one in parts)
+    sizes = {policy: residual_bytes(objective, policy, data) for policy in policies}
+    return {value: rematerialization.mean(sizes, parts) for value, parts in groups.items()}
+
+
 def residual_bytes(objective: Objective[Any], remat: str, data: int) -> float:
     """Returns an upper bound on the bytes of a microbatch's residuals per device.
 
@@ -217,17 +236,11 @@ def residual_bytes(objective: Objective[Any], remat: str, data: int) -> float:
     keys are left out.
 
     Args:
-      remat: the value of rematerialization.
+      remat: the policy of rematerialization in all blocks.
       data: size of the mesh's data axis.
     """
-    config, depth = objective.config, _depth(objective.model)
-    groups = rematerialization.on_device(remat, depth)
-    if len(groups) > 1:
-        of_groups = (
-            group.blocks * residual_bytes(objective, group.policy, data) for group in groups
-        )
-        return sum(of_groups) / depth
-    model = dataclasses.replace(objective.model, remat=groups[0].policy)
+    config = objective.config
+    model = dataclasses.replace(objective.model, remat=remat)
     objective = objective.with_config(dataclasses.replace(config, **{objective.section: model}))
     rows = config.batch_size // config.microbatches
     batch = {

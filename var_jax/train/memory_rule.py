@@ -113,5 +113,5 @@ def _remats(objective: Objective[Any]) -> tuple[str, ...]:
     take a few FLOPs each, and keeping them would write and read several times the bytes that the
     products take. Between it and "full" are those of some of the blocks.
     """
-    every = objective.remat_choices or memory_estimate.REMAT_OF_TOKENIZER
+    every = memory_estimate.remat_values(objective)
     return every[every.index("dots") :] if "dots" in every else every
